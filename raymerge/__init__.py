@@ -1,0 +1,1 @@
+"""Merge large language models as a distributed, resumable pipeline on Ray."""

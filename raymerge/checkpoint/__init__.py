@@ -1,0 +1,1 @@
+"""Checkpoints from their headers, indexes and config.json alone; no weight byte is read."""

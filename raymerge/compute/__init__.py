@@ -1,0 +1,1 @@
+"""Arithmetic on blocks: the few kernels every method is made of. The only owner of numba."""

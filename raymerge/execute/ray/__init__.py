@@ -1,0 +1,1 @@
+"""The Ray executor. The only owner of ray."""

@@ -1,0 +1,1 @@
+"""Running one shard task: read ranges, merge blocks, stream one output file."""

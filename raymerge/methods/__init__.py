@@ -1,0 +1,1 @@
+"""Merge methods: declarations that planning reads, and formulas that run block by block."""

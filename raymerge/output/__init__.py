@@ -1,0 +1,1 @@
+"""What surrounds the shards: config.json, tokenizer, model card, index, manifest."""

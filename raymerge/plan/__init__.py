@@ -1,0 +1,1 @@
+"""Planning: a recipe and its checkpoints to a `Plan`, pure, with every error found at once."""

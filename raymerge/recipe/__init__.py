@@ -1,0 +1,1 @@
+"""Recipes: YAML text to a checked `Recipe`. The only owner of yaml and pydantic."""

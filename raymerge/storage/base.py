@@ -1,0 +1,115 @@
+"""What every store can do. URLs are plain absolute paths for local files, else `scheme://...`.
+
+All calls block and may be made from many threads at once. Faults worth another try (timeouts, resets, throttling) are
+retried in place with jittered exponential backoff, bounded in time, then raised as `TransientStorageError`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """An object that exists. `version` changes when the content may have; `identity` is the content where the store can
+    say it (etag and size on S3, content hash on the hub), else "". `crc32` is of the whole object where the store keeps it.
+    """
+
+    url: str
+    nbytes: int
+    version: str
+    identity: str = ""
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyRange:
+    """A byte range of an existing object that becomes part of a new one unchanged; valid while it is `version`."""
+
+    url: str
+    offset: int
+    nbytes: int
+    version: str
+
+
+class ObjectWriter(ABC):
+    """Writes one object front to back. It appears under its name at `commit`, whole, or never.
+
+    A context manager: leaving it without `commit` aborts and leaves nothing behind.
+    """
+
+    @abstractmethod
+    def write(self, data: Buffer, *, crc32: int | None = None) -> None:
+        """Append `data`. `crc32` is its checksum, if the caller has it already. The buffer may be reused on return."""
+
+    @abstractmethod
+    def copy(self, source: CopyRange) -> None:
+        """Append a range of another object, without the bytes passing through this process where the store can."""
+
+    @abstractmethod
+    def commit(self) -> ObjectInfo:
+        """Make the object durable and visible. `crc32` of the result is always set. Raises if the size is not `nbytes`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop everything written. Harmless after `commit` and when called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.abort()
+
+
+class Store(ABC):
+    """Reads and writes objects of one kind of location."""
+
+    @abstractmethod
+    def info(self, url: str) -> ObjectInfo:
+        """Raises NotFoundError, AccessError."""
+
+    @abstractmethod
+    def list(self, url: str) -> tuple[ObjectInfo, ...]:
+        """The objects directly inside a folder, by name; temporary files of writers are left out.
+
+        Raises NotFoundError where a local folder does not exist; an object store answers with nothing.
+        """
+
+    @abstractmethod
+    def read(self, url: str, *, max_bytes: int) -> bytes:
+        """A whole small object. Raises StorageError if it is larger than `max_bytes`, NotFoundError, AccessError."""
+
+    @abstractmethod
+    def read_into(self, url: str, buffer: Buffer, *, offset: int, version: str) -> None:
+        """Fill `buffer` with the bytes from `offset`. Large ranges are read in concurrent parts.
+
+        Raises ChangedError if the object is no longer `version` ("" skips the check), StorageError on a short answer.
+        """
+
+    @abstractmethod
+    def create(self, url: str, *, nbytes: int) -> ObjectWriter:
+        """Start an object of exactly `nbytes`."""
+
+    @abstractmethod
+    def delete(self, url: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+
+    @abstractmethod
+    def probe(self, url: str, *, nbytes: int) -> None:
+        """Raise unless folder `url` can be written and has room for `nbytes` more. Leaves nothing behind."""
+
+    @abstractmethod
+    def clean(self, url: str, *, names: tuple[str, ...]) -> int:
+        """Remove what dead writers of these object names left in folder `url`. Returns how many things were removed."""
+
+    def put(self, url: str, data: bytes) -> ObjectInfo:
+        """Write a small object at once, replacing what is there."""
+        with self.create(url, nbytes=len(data)) as writer:
+            writer.write(data)
+            return writer.commit()
