@@ -57,8 +57,8 @@ class Checkpoint:
 
     `reference` is the name the recipe used; `url` the folder its files lie in, with the hub's commit pinned;
     `hub_id` is `org/name` for hub models; `origin` says in a few words where bytes come from ("local folder", "hub
-    cache", "range-read"). `tensors` is in file order; `files` are all weight files, `side_files` the names of small files
-    beside them (tokenizer, generation_config.json, ...).
+    cache", "range-read"). `tensors` is in file order; `files` are all weight files, `side_files` the names of the small
+    files beside them (tokenizer, generation_config.json, ...).
     """
 
     reference: str

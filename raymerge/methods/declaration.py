@@ -97,7 +97,9 @@ def merge_method(
     def register(merge: Merge) -> Merge:
         known = _REGISTRY.get(name)
         if known is not None and known.merge.__module__ != merge.__module__:
-            raise UsageError(f"merge method {name!r} is defined twice: in {known.merge.__module__} and {merge.__module__}")
+            raise UsageError(
+                f"merge method {name!r} is defined twice: in {known.merge.__module__} and {merge.__module__}"
+            )
         _REGISTRY[name] = Method(
             name=name, summary=summary, formula=formula, source=source, base=base, merge=merge, **declaration
         )
@@ -107,5 +109,5 @@ def merge_method(
 
 
 def registered_methods() -> dict[str, Method]:
-    """Methods by name, in order of registration; call `raymerge.methods.all_methods()` to load the built-in ones first."""
+    """Methods by name, in order of registration; `raymerge.methods.all_methods()` loads the built-in ones first."""
     return dict(_REGISTRY)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
-    """An object that exists. `version` changes when the content may have; `identity` is the content where the store can
-    say it (etag and size on S3, content hash on the hub), else "". `crc32` is of the whole object where the store keeps it.
+    """An object that exists.
+
+    `version` changes when the content may have; `identity` is the content where the store can say it (etag and size on
+    S3, content hash on the hub), else "". `crc32` is of the whole object, where the store keeps it.
     """
 
     url: str
@@ -54,7 +56,7 @@ class ObjectWriter(ABC):
 
     @abstractmethod
     def commit(self) -> ObjectInfo:
-        """Make the object durable and visible. `crc32` of the result is always set. Raises if the size is not `nbytes`."""
+        """Make the object durable and visible; `crc32` of the result is set. Raises if the size is not `nbytes`."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -63,7 +65,9 @@ class ObjectWriter(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.abort()
 
 
