@@ -1,0 +1,145 @@
+"""The plan: every byte offset of the output, and what each tensor is made of, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymerge.checkpoint.nouns import Checkpoint, TensorRef, TensorSpec
+from raymerge.errors import Problem
+
+ParameterValues = Mapping[str, float | int | bool | str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInput:
+    """One input of a job: the bytes of a tensor, and the values of the method's per-input parameters."""
+
+    ref: TensorRef
+    parameters: ParameterValues = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorJob:
+    """How one output tensor is made.
+
+    `method` is a registered method's name, or "copy": the bytes of the only input, unchanged. `base` is given where the
+    method keeps it apart from its inputs. `slots` numbers the inputs for random streams, the base not counted.
+    """
+
+    output: TensorSpec
+    method: str
+    inputs: tuple[JobInput, ...]
+    base: TensorRef | None = None
+    parameters: ParameterValues = field(default_factory=dict)
+    seed: int = 0
+    slots: tuple[int, ...] = ()
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """Every tensor that is read, the base first."""
+        base = (self.base,) if self.base is not None else ()
+        return base + tuple(each.ref for each in self.inputs)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(ref.spec.nbytes for ref in self.refs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """One output file: its jobs in file order, behind the header that their layout and the plan's digest give."""
+
+    file_name: str
+    jobs: tuple[TensorJob, ...]
+    plan_digest: str
+    memory: MemoryProjection
+
+    @property
+    def projected_bytes(self) -> int:
+        return self.memory.total_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(job.read_bytes for job in self.jobs)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(job.output.nbytes for job in self.jobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProjection:
+    """The most memory one shard task needs above its worker's baseline, term by term, in bytes."""
+
+    inputs_bytes: int
+    prefetch_bytes: int
+    scratch_bytes: int
+    output_bytes: int
+    upload_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.inputs_bytes + self.prefetch_bytes + self.scratch_bytes + self.output_bytes + self.upload_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerLine:
+    """What happened to tensors of one input for one reason. `fate` is "merged", "copied" or "dropped"."""
+
+    model: str
+    fate: str
+    rule: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a run needs, decided. Same digest, same bytes.
+
+    `digest` hashes what bears on the output's bytes: file names, layouts, methods, numbers, seeds and input identities;
+    no path, worker count or memory size. `output_config` is the config.json to write. `models` are in recipe order;
+    `warnings` are what a user should read before running.
+    """
+
+    digest: str
+    shards: tuple[ShardTask, ...]
+    ledger: tuple[LedgerLine, ...]
+    output_config: Mapping[str, Any]
+    models: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    donor: Checkpoint
+    methods: tuple[str, ...]
+    layer_count: int
+    parameters_by_layer: tuple[ParameterRow, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    recipe_text: str = ""
+    chat_template: str | None = None
+    copy_tokenizer: bool = True
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(shard.tensor_bytes for shard in self.shards)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(shard.read_bytes for shard in self.shards)
+
+    @property
+    def tensor_count(self) -> int:
+        return sum(len(shard.jobs) for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterRow:
+    """One parameter over the layers, for the plan's screen.
+
+    `subject` is the filter it holds for ("" for everything else), `model` "" for shared parameters; `values` has one
+    entry per output layer, or a single one where all agree.
+    """
+
+    name: str
+    subject: str
+    model: str
+    values: tuple[float | int | bool | str | None, ...]
