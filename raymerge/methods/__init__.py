@@ -1,1 +1,33 @@
 """Merge methods: declarations that planning reads, and formulas that run block by block."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from raymerge.errors import Problem, UsageError
+from raymerge.methods.declaration import Base, Method, Parameter, merge_method, registered_methods
+from raymerge.methods.inputs import Block, Inputs
+
+__all__ = ["Base", "Block", "Inputs", "Method", "Parameter", "all_methods", "merge_method", "method"]
+
+_BUILT_IN = ("linear", "ties")  # modules of this package that declare methods
+_ORDER = ("linear", "task_arithmetic", "ties")
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method by name: the built-in ones, then any that were registered beside them."""
+    for module in _BUILT_IN:
+        import_module(f"{__name__}.{module}")
+    known = registered_methods()
+    return {name: known[name] for name in (*_ORDER, *(name for name in known if name not in _ORDER))}
+
+
+def method(name: str) -> Method:
+    """Raises UsageError for an unknown name, with the nearest known one."""
+    known = all_methods()
+    if name not in known:
+        near = get_close_matches(name.replace("-", "_").lower(), known, n=1)
+        remedy = f"Did you mean {near[0]}?" if near else f"known methods: {', '.join(known)}"
+        raise UsageError(Problem(subject="merge_method", message=f"found {name}", remedy=remedy))
+    return known[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ Array = Any  # a numpy array on the CPU, a torch tensor on any other device: 1-D
 Combine = Callable[["Block"], Array]
 Merge = Callable[["Inputs"], Combine]
 ParameterValue = float | int | bool | str | None
+Values = Mapping[str, Any]
+Check = Callable[[Values, Sequence[Values]], "str | None"]
 
 
 class Base(Enum):
@@ -57,10 +59,12 @@ class Parameter:
 class Method:
     """A merge method: its declaration, and `merge`, which turns one tensor's inputs into a block-wise combine.
 
-    `passes` is the most scans over the inputs that `merge` makes before it returns; `rows` says that it needs blocks of
-    whole rows (last dimension); `random` that it draws from the inputs' keys. `passes_lone_tensor_through`: a
-    tensor that only one input has is copied (mergekit's rule for slerp-like methods). `example` holds the parameters of
-    `raymerge methods NAME --example`.
+    `passes` is the most scans over float32 blocks that `merge` makes before it returns (over float64 ones twice that);
+    `rows` says that it needs blocks of whole rows (last dimension); `random` that it draws from the inputs' keys.
+    `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
+    `check`, given the shared values and each input's, says what makes them impossible together, or None: the plan asks
+    it for every tensor. `example` holds the parameters of `raymerge methods NAME --example`, of per-input ones a list
+    with an entry for each model.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Method:
     random: bool = False
     passes_lone_tensor_through: bool = False
     accepted_without_effect: tuple[str, ...] = ()
+    check: Check | None = None
     example: dict[str, Any] = field(default_factory=dict)
 
     def parameter(self, name: str) -> Parameter | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymerge.compute.operations import Operations
-    from raymerge.methods.declaration import Array, ParameterValue
+    from raymerge.methods.declaration import Array
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Inputs:
         """Elements in a row: the last dimension; 1 for a scalar."""
         return self.shape[-1] if self.shape else 1
 
-    def parameter(self, name: str) -> tuple[ParameterValue, ...]:
+    def parameter(self, name: str) -> tuple[Any, ...]:
         """A per-input parameter's values, in input order."""
         return tuple(values[name] for values in self.each)
 

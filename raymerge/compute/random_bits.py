@@ -1,0 +1,39 @@
+"""Counter-based randomness: one bit pattern for each (stream, element index), whatever computes it and in which order.
+
+A stream belongs to one input of one output tensor. The bits of element e are SplitMix64's finaliser of key + (e + 1) *
+golden ratio: the e-th output of a SplitMix64 generator seeded with `key` (Steele, Lea, Flood: Fast splittable
+pseudorandom number generators, OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from fractions import Fraction
+
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+MASK_64 = (1 << 64) - 1
+
+
+def stream_key(seed: int, slot: int, tensor_name: str) -> int:
+    """The 64-bit key of an input's stream. `slot` counts the non-base inputs, so listing the base changes nothing."""
+    text = f"{seed}\x00{slot}\x00{tensor_name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"raymerge").digest(), "little")
+
+
+def element_bits(key: int, index: int) -> int:
+    """The 64 random bits of one element: the definition that the kernels follow."""
+    z = (key + (index + 1) * GOLDEN) & MASK_64
+    z = ((z ^ (z >> 30)) * MIX_1) & MASK_64
+    z = ((z ^ (z >> 27)) * MIX_2) & MASK_64
+    return z ^ (z >> 31)
+
+
+def keep_limit(density: float) -> int:
+    """An element is kept where its bits lie below this: round(density * 2^64), exactly; 2^64 keeps every element."""
+    if density >= 1:
+        return 1 << 64
+    if density > 0:
+        return round(Fraction(density) * (1 << 64))
+    return 0
