@@ -58,7 +58,8 @@ class Checkpoint:
     `reference` is the name the recipe used; `url` the folder its files lie in, with the hub's commit pinned;
     `hub_id` is `org/name` for hub models; `origin` says in a few words where bytes come from ("local folder", "hub
     cache", "range-read"). `tensors` is in file order; `files` are all weight files, `side_files` the names of the small
-    files beside them (tokenizer, generation_config.json, ...).
+    files beside them (tokenizer, generation_config.json, ...). `notes` are what a user may want to know about how
+    it was found and read: a local folder that wins over a hub id, files that are not read.
     """
 
     reference: str
@@ -70,6 +71,7 @@ class Checkpoint:
     side_files: tuple[str, ...]
     hub_id: str | None = None
     commit: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -142,7 +142,7 @@ def test_what_is_built_is_read_back_here_and_by_the_library(specs, metadata):
 
 
 def assert_library_agrees(file, entries):
-    library = {name: info for name, info in deserialize(file)}
+    library = dict(deserialize(file))
     assert set(library) == {spec.name for spec, _ in entries}
     for spec, offset in entries:
         info = library[spec.name]
@@ -191,7 +191,7 @@ def test_mutated_files(specs, metadata, data):
 
 # Values that a header may hold in place of any other: the structure stays JSON, the meaning breaks.
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 2**65), st.floats(), st.sampled_from(["F32", "BF16", "BOOL", "F4", "x", ""]),
+    st.none(), st.booleans(), st.integers(-2, 2**65), st.floats(), st.sampled_from(["F32", "BF16", "F4", ""]),
     st.lists(st.integers(-1, 9), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(0, 4), max_size=2),
 )  # fmt: skip
 entries_ = st.fixed_dictionaries(

@@ -1,0 +1,189 @@
+"""A model reference to a `Checkpoint`: lists a folder, reads its index, config and headers, and no weight byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from raymerge.checkpoint.header import LENGTH_BYTES, Entry, header_nbytes, parse_header
+from raymerge.checkpoint.layout import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    WeightLayout,
+    adapter_problem,
+    side_files,
+    weight_layout,
+)
+from raymerge.checkpoint.locate import Location, locate
+from raymerge.checkpoint.nouns import Checkpoint, SourceFile, TensorRef
+from raymerge.checkpoint.strict_json import json_object
+from raymerge.errors import CheckpointError, NotFoundError, Problem
+from raymerge.storage import is_local, store_for
+from raymerge.storage.base import ObjectInfo, Store
+
+# The header of a 500-tensor shard has 60 KB: one ranged read gets nearly every header whole.
+_REMOTE_GUESS_BYTES = 256 * 1024
+_CONCURRENT_HEADERS = 16
+_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_INDEX_BYTES = 256 * 2**20  # DeepSeek-V3's index of 91,000 tensors has 9 MB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WeightFile:
+    name: str
+    source: SourceFile
+    entries: Sequence[Entry]
+
+
+def open_checkpoint(reference: str, *, revision: str | None, display: str, cwd: str) -> Checkpoint:
+    """Describe the model that `reference` names: a folder (relative to `cwd`), a URL, or a hub id at `revision`.
+
+    `display` is how messages name the model. Raises CheckpointError naming file and tensor; StorageError where the
+    location could not be read.
+    """
+    return read_checkpoint(locate(reference, revision=revision, display=display, cwd=cwd), display=display)
+
+
+def read_checkpoint(location: Location, *, display: str) -> Checkpoint:
+    store = store_for(location.url)
+    infos = _listing(store, location)
+    config = _config(store, infos, display=display)
+    index = _read(store, infos[INDEX_NAME], _MAX_INDEX_BYTES) if INDEX_NAME in infos else None
+    layout = weight_layout(tuple(infos), index, display=display)
+    files = _weight_files(store, infos, layout, display=display)
+    tensors, notes = _tensors(files, layout, display=display)
+    return Checkpoint(
+        reference=display,
+        url=location.url,
+        origin=location.origin,
+        config=config,
+        tensors=tensors,
+        files=tuple(file.source for file in files),
+        side_files=side_files(tuple(infos)),
+        hub_id=location.hub_id,
+        commit=location.commit,
+        notes=location.notes + layout.notes + notes,
+    )
+
+
+def _listing(store: Store, location: Location) -> Mapping[str, ObjectInfo]:
+    try:
+        infos = store.list(location.url)
+    except NotFoundError as error:
+        raise CheckpointError(location.missing) from error
+    if not infos:
+        raise CheckpointError(location.missing)
+    return {info.url.rsplit("/", 1)[-1]: info for info in infos}
+
+
+def _read(store: Store, info: ObjectInfo, max_bytes: int) -> bytes:
+    return store.read(info.url, max_bytes=max_bytes)
+
+
+def _config(store: Store, infos: Mapping[str, ObjectInfo], *, display: str) -> Mapping[str, object]:
+    if CONFIG_NAME in infos:
+        return json_object(_read(store, infos[CONFIG_NAME], _MAX_CONFIG_BYTES), f"{display}/{CONFIG_NAME}")
+    if ADAPTER_CONFIG_NAME in infos:
+        raise CheckpointError(adapter_problem(display=display))
+    raise CheckpointError(
+        Problem(
+            subject=display,
+            message=f"has no {CONFIG_NAME}",
+            remedy="name the folder that holds config.json and the *.safetensors files",
+        )
+    )
+
+
+def _weight_files(
+    store: Store, infos: Mapping[str, ObjectInfo], layout: WeightLayout, *, display: str
+) -> tuple[_WeightFile, ...]:
+    missing = [name for name in layout.file_names if name not in infos]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            Problem(
+                subject=f"{display}/{INDEX_NAME}",
+                message=f"names {missing[0]}{more}, which is not in the folder",
+                remedy="complete the download",
+            )
+        )
+    with ThreadPoolExecutor(_CONCURRENT_HEADERS) as pool:
+        jobs = [pool.submit(_weight_file, store, name, infos[name], display) for name in layout.file_names]
+        return tuple(job.result() for job in jobs)
+
+
+def _weight_file(store: Store, name: str, info: ObjectInfo, display: str) -> _WeightFile:
+    subject = f"{display}/{name}"
+    header = _header(store, info, subject)
+    entries, _ = parse_header(header, info.nbytes, subject)
+    identity = info.identity or f"{info.nbytes}-{hashlib.sha256(header).hexdigest()}"
+    source = SourceFile(url=info.url, nbytes=info.nbytes, version=info.version, identity=identity)
+    return _WeightFile(name=name, source=source, entries=entries)
+
+
+def _header(store: Store, info: ObjectInfo, subject: str) -> bytes:
+    """The header with its length prefix, in one read where the guess suffices and two at most."""
+    guess = LENGTH_BYTES if is_local(info.url) else _REMOTE_GUESS_BYTES
+    start = _range(store, info, 0, min(guess, info.nbytes))
+    nbytes = header_nbytes(start, info.nbytes, subject)
+    if nbytes > len(start):
+        start += _range(store, info, len(start), nbytes - len(start))
+    return start[:nbytes]
+
+
+def _range(store: Store, info: ObjectInfo, offset: int, nbytes: int) -> bytes:
+    buffer = bytearray(nbytes)
+    if nbytes:
+        store.read_into(info.url, buffer, offset=offset, version=info.version)
+    return bytes(buffer)
+
+
+def _tensors(
+    files: Iterable[_WeightFile], layout: WeightLayout, *, display: str
+) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+    """Every tensor of the files by name, checked against the index; notes name tensors that the index lacks."""
+    tensors: dict[str, TensorRef] = {}
+    file_of: dict[str, str] = {}
+    problems: list[Problem] = []
+    for file in files:
+        for spec, offset in file.entries:
+            other = file_of.setdefault(spec.name, file.name)
+            if other != file.name:
+                message = f"tensor {spec.name!r} is in {other} too"
+                problems.append(Problem(subject=f"{display}/{file.name}", message=message, remedy="remove one"))
+            tensors[spec.name] = TensorRef(spec=spec, file=file.source, offset=offset)
+    if layout.weight_map is None:
+        extra = []
+    else:
+        problems += _index_faults(layout.weight_map, file_of, display=display)
+        extra = [name for name in tensors if name not in layout.weight_map]
+    if problems:
+        raise CheckpointError(*problems)
+    if not extra:
+        return tensors, ()
+    more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+    return tensors, (f"{extra[0]}{more} in the weight files but not in the index: used like the others",)
+
+
+def _index_faults(weight_map: Mapping[str, str], file_of: Mapping[str, str], *, display: str) -> list[Problem]:
+    """One problem per file whose listed tensors are not in it."""
+    misplaced: dict[str, list[str]] = {}
+    for tensor, file_name in weight_map.items():
+        if file_of.get(tensor) != file_name:
+            misplaced.setdefault(file_name, []).append(tensor)
+    problems = []
+    for file_name, names in sorted(misplaced.items()):
+        found = file_of.get(names[0])
+        place = f"which has it not; {found} has" if found else "which has it not"
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        problems.append(
+            Problem(
+                subject=f"{display}/{INDEX_NAME}",
+                message=f"tensor {names[0]!r}{more} is listed in {file_name}, {place}",
+                remedy="download the folder again, or write the index again",
+            )
+        )
+    return problems
