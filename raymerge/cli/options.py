@@ -1,0 +1,108 @@
+"""The options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from raymerge.errors import Problem, UsageError
+from raymerge.sizes import parse_size
+
+COMMON = "Common"
+CLUSTER = "Cluster"
+COMPATIBILITY = "Compatibility with mergekit-yaml"
+
+
+class Executor(str, Enum):
+    """Where the shards are made."""
+
+    RAY = "ray"
+    INLINE = "inline"
+
+
+class NonFinite(str, Enum):
+    """What a result that is not a finite number does."""
+
+    WARN = "warn"
+    ERROR = "error"
+
+
+def _common(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=COMMON, **settings)
+
+
+def _cluster(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=CLUSTER, **settings)
+
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="The recipe: a path, a URL, or - for standard input.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="A folder or an s3:// URL. An unfinished output is continued.")]
+OutShardSize = Annotated[
+    str, _common("--out-shard-size", metavar="SIZE", help="Bytes per output file: 1B (1e9), 500M, 8MB, 2GiB, 123456.")
+]
+RandomSeed = Annotated[int, _common("--random-seed", help="Seed of the methods that draw random numbers.")]
+Device = Annotated[str | None, _common("--device", help="Where to compute: cpu (the default), cuda, cuda:0.")]
+CopyTokenizer = Annotated[
+    bool, _common("--copy-tokenizer/--no-copy-tokenizer", help="Copy the base's tokenizer files to the output.")
+]
+WriteModelCard = Annotated[
+    bool, _common("--write-model-card/--no-write-model-card", help="Write a README.md that describes the merge.")
+]
+Overwrite = Annotated[bool, _common("--overwrite", help="Replace another merge, or foreign weight files, in OUT.")]
+Nan = Annotated[NonFinite, _common("--nan", help="What a result that is not a finite number does.")]
+KeepInputs = Annotated[
+    bool, _common("--keep-inputs", help="Download hub models into the local hub cache instead of reading ranges.")
+]
+Quiet = Annotated[bool, _common("--quiet/--no-quiet", help="Print warnings and errors only.")]
+Json = Annotated[bool, _common("--json", help="Print JSON, one value per line, errors too.")]
+Verbose = Annotated[
+    int, _common("-v", "--verbose", count=True, help="Show tracebacks and log lines; -vv shows more of them.")
+]
+
+ExecutorChoice = Annotated[Executor, _cluster("--executor", help="ray, or inline: this process and its threads.")]
+Address = Annotated[
+    str | None,
+    _cluster(
+        "--address",
+        help="A running Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Default: RAY_ADDRESS, else a private local Ray.",
+    ),
+]
+TaskCpus = Annotated[float, _cluster("--task-cpus", min=0.01, help="CPUs that one shard's task takes.")]
+TaskMemory = Annotated[
+    str | None, _cluster("--task-memory", metavar="SIZE", help="The most memory one shard's task may plan with: 1GiB.")
+]
+
+
+def read_config(config: str) -> str:
+    """What the API takes for CONFIG: `-` becomes the text on standard input, `~` the home folder."""
+    if config != "-":
+        return os.path.expanduser(config)  # noqa: PTH111 - CONFIG may be a URL, which a Path would change
+    text = sys.stdin.read()
+    if not text.strip():
+        raise UsageError(
+            Problem(
+                subject="CONFIG", message="standard input holds no recipe", remedy="raymerge merge - OUT < config.yaml"
+            )
+        )
+    return text + "\n"
+
+
+def config_name(config: str) -> str:
+    """How messages name the recipe."""
+    return "the recipe on standard input" if config == "-" else config
+
+
+def read_out(out: str) -> str:
+    return os.path.expanduser(out)  # noqa: PTH111 - as above
+
+
+def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, int | None]:
+    """Both size options in bytes, by their API names."""
+    return {
+        "out_shard_size": parse_size(out_shard_size, subject="--out-shard-size"),
+        "task_memory": parse_size(task_memory, subject="--task-memory") if task_memory is not None else None,
+    }

@@ -1,0 +1,168 @@
+"""What a merge will do, before it does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from raymerge.checkpoint.nouns import Checkpoint
+from raymerge.cli.screens.problems import warning_list
+from raymerge.cli.screens.text import duration, element_count, grid, plural, value
+from raymerge.plan.nouns import LedgerLine, ParameterRow, Plan
+from raymerge.sizes import format_size
+
+_SHOWN_LAYERS = 5
+_SHOWN_TENSORS = 3
+# What one process without a fast store reads; a round figure for "will this take minutes or hours".
+_ASSUMED_BYTES_PER_SECOND = 100e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the plan's screen says beside the plan: `seconds` planning took, free bytes at `out`, what resume finds.
+
+    `out` is "" where no output was named; `free_bytes` and `host_bytes` are None where nobody can say.
+    """
+
+    seconds: float
+    out: str = ""
+    free_bytes: int | None = None
+    host_bytes: int | None = None
+    task_count: int = 1
+    resume: str = ""
+
+
+def plan_screen(plan: Plan, around: Surroundings) -> RenderableType:
+    blank = Text("")
+    parts: list[RenderableType] = [_title(plan, around), _models(plan)]
+    if plan.parameters_by_layer:
+        parts += [blank, _parameters(plan)]
+    parts += [blank, _figures(plan, around)]
+    dropped = dropped_lines(plan.ledger, letters(plan))
+    if dropped:
+        parts += [blank, *(Text(line) for line in dropped)]
+    notes = [note for model in plan.models for note in model.notes]
+    if notes or plan.warnings:
+        parts += [blank, *(Text(f"note     {note}") for note in notes), warning_list(plan.warnings)]
+    return Group(parts[0], Padding(Group(*parts[1:]), (0, 0, 0, 2)))
+
+
+def _title(plan: Plan, around: Surroundings) -> RenderableType:
+    elements = sum(job.output.element_count for shard in plan.shards for job in shard.jobs)
+    dtypes = sorted({job.output.dtype.recipe_name for shard in plan.shards for job in shard.jobs})
+    methods = " + ".join(plan.methods) or "copy"
+    left = f"{methods}, {plural(len(plan.models), 'model')}, {plural(plan.layer_count, 'layer')}"
+    row = Table.grid(expand=True)
+    row.add_column(ratio=1, overflow="fold")
+    row.add_column(justify="right", no_wrap=True)
+    row.add_row(
+        Text(f"{left} -> {element_count(elements)} parameters, {', '.join(dtypes)}", style="bold"),
+        Text(f"  plan {plan.digest[:8]}   {duration(around.seconds)}", style="dim"),
+    )
+    return row
+
+
+def letters(plan: Plan) -> dict[str, str]:
+    """A short name for each model: A, B, ... in recipe order; numbers from the 27th on."""
+    names = (ascii_uppercase[i] if i < len(ascii_uppercase) else str(i + 1) for i in range(len(plan.models)))
+    return dict(zip((model.reference for model in plan.models), names, strict=True))
+
+
+def _models(plan: Plan) -> RenderableType:
+    table = grid({"no_wrap": True}, {"overflow": "fold"}, {"justify": "right", "no_wrap": True}, {"no_wrap": True})
+    for model, letter in zip(plan.models, letters(plan).values(), strict=True):
+        is_base = plan.base is not None and model.reference == plan.base.reference
+        table.add_row(
+            f"{letter} (base)" if is_base else letter, _identity(model), format_size(model.nbytes), model.origin
+        )
+    return table
+
+
+def _identity(model: Checkpoint) -> Text:
+    if model.commit and "@" not in model.reference:
+        return Text(f"{model.reference}@{model.commit[:7]}")
+    return Text(model.reference)
+
+
+def _parameters(plan: Plan) -> RenderableType:
+    """Effective values at a few layers; one that is the same everywhere stands once."""
+    shown = sample_layers(plan.layer_count)
+    names = letters(plan)
+    table = grid({"overflow": "fold"}, *({"justify": "right", "no_wrap": True} for _ in shown or (0,)), {})
+    if any(len(row.values) > 1 for row in plan.parameters_by_layer):
+        table.add_row(Text("layer", style="dim"), *(Text(str(layer), style="dim") for layer in shown))
+    for row in plan.parameters_by_layer:
+        table.add_row(Text(_row_name(row, names)), *_row_values(row, shown))
+    return table
+
+
+def sample_layers(layer_count: int) -> tuple[int, ...]:
+    """Up to five layers, spread evenly from the first to the last."""
+    if layer_count <= _SHOWN_LAYERS:
+        return tuple(range(layer_count))
+    return tuple(i * (layer_count - 1) // (_SHOWN_LAYERS - 1) for i in range(_SHOWN_LAYERS))
+
+
+def _row_name(row: ParameterRow, names: dict[str, str]) -> str:
+    parts = [row.name]
+    if row.model:
+        parts.append(names.get(row.model, row.model))
+    if row.subject:
+        parts.append(f"*{row.subject}*")
+    return "  ".join(parts)
+
+
+def _row_values(row: ParameterRow, shown: Sequence[int]) -> list[str]:
+    if len(row.values) == 1:
+        return [value(row.values[0])]
+    return [value(row.values[layer]) if layer < len(row.values) else "" for layer in shown]
+
+
+def _figures(plan: Plan, around: Surroundings) -> RenderableType:
+    counts = fate_counts(plan.ledger)
+    label = {"no_wrap": True, "style": "dim"}
+    table = grid(label, {"overflow": "fold"}, label, {"overflow": "fold"})
+    tensors = f"{counts['merged']:,} merged, {counts['copied']:,} copied, {counts['dropped']:,} dropped"
+    shards = f"{plural(len(plan.shards), 'shard')}, {format_size(plan.output_bytes)}"
+    table.add_row("tensors", tensors, "output", Text(f"{around.out}  {shards}" if around.out else shards))
+    table.add_row("memory", _memory(plan, around), "disk", _disk(plan, around))
+    minutes = duration(plan.read_bytes / _ASSUMED_BYTES_PER_SECOND)
+    table.add_row("resume", around.resume or "-", "reads", f"{format_size(plan.read_bytes)}, {minutes} at 100 MB/s")
+    return table
+
+
+def fate_counts(ledger: Iterable[LedgerLine]) -> dict[str, int]:
+    """Tensors of inputs by fate: every one of them is in exactly one."""
+    counts = {"merged": 0, "copied": 0, "dropped": 0}
+    for line in ledger:
+        counts[line.fate] = counts.get(line.fate, 0) + len(line.tensors)
+    return counts
+
+
+def _memory(plan: Plan, around: Surroundings) -> str:
+    peak = max((shard.projected_bytes for shard in plan.shards), default=0)
+    host = f" of {format_size(around.host_bytes)}" if around.host_bytes else ""
+    return f"{format_size(peak)} x {plural(around.task_count, 'task')}{host}"
+
+
+def _disk(plan: Plan, around: Surroundings) -> str:
+    needed = f"{format_size(plan.output_bytes)} needed"
+    return f"{needed}, {format_size(around.free_bytes)} free" if around.free_bytes is not None else needed
+
+
+def dropped_lines(ledger: Iterable[LedgerLine], names: dict[str, str]) -> list[str]:
+    """One line for each rule that dropped tensors of a model, with the first few names."""
+    lines = []
+    for line in ledger:
+        if line.fate == "dropped" and line.tensors:
+            more = len(line.tensors) - _SHOWN_TENSORS
+            listed = ", ".join(line.tensors[:_SHOWN_TENSORS]) + (f", {more:,} more" if more > 0 else "")
+            model = names.get(line.model, line.model)
+            lines.append(f"dropped  {len(line.tensors):,} of {model}: {line.rule} ({listed})")
+    return lines
