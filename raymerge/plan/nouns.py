@@ -85,6 +85,24 @@ class MemoryProjection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReceipt:
+    """What a finished shard task reports. `peak_bytes` is the worker's peak memory while it ran, 0 where not known."""
+
+    file_name: str
+    nbytes: int
+    crc32: int
+    read_bytes: int
+    nonfinite: tuple[tuple[str, int], ...] = ()
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    node: str = ""
+
+    @property
+    def written_bytes(self) -> int:
+        return self.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerLine:
     """What happened to tensors of one input for one reason. `fate` is "merged", "copied" or "dropped"."""
 
@@ -117,6 +135,7 @@ class Plan:
     recipe_text: str = ""
     chat_template: str | None = None
     copy_tokenizer: bool = True
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def output_bytes(self) -> int:

@@ -1,0 +1,57 @@
+"""Memory of a running shard task: an account that never goes above its budget, and buffers that are used again."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+Bytes = Any  # a 1-D uint8 numpy array
+
+
+class Account:
+    """Counts bytes in use against a capacity. Admission is in the order of asking, by one thread."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes
+        self._used = 0
+        self._idle: list[Bytes] = []
+        self._lock = threading.Lock()
+
+    def try_acquire(self, nbytes: int) -> bool:
+        """Whether `nbytes` were set aside. A request above the capacity is granted when nothing else is in use."""
+        with self._lock:
+            if self._used and self._used + nbytes > self._capacity:
+                return False
+            self._used += nbytes
+            self._trim()
+            return True
+
+    def release(self, nbytes: int) -> None:
+        with self._lock:
+            self._used -= nbytes
+
+    def take(self, nbytes: int) -> Bytes:
+        """A buffer of exactly `nbytes`, which must have been acquired; one of that size is used again if there is one.
+
+        Fresh pages cost a quarter of a second per gigabyte; layers repeat the same few sizes.
+        """
+        with self._lock:
+            for position, buffer in enumerate(self._idle):
+                if buffer.nbytes == nbytes:
+                    return self._idle.pop(position)
+        return np.empty(nbytes, dtype=np.uint8)
+
+    def give(self, buffer: Bytes) -> None:
+        """Hand a buffer back for another use, and release its bytes."""
+        with self._lock:
+            self._used -= buffer.nbytes
+            self._idle.append(buffer)
+            self._trim()
+
+    def _trim(self) -> None:
+        """Drop idle buffers until they and the bytes in use fit the capacity: an idle byte is still a byte."""
+        idle = sum(buffer.nbytes for buffer in self._idle)
+        while self._idle and self._used + idle > self._capacity:
+            idle -= self._idle.pop(0).nbytes

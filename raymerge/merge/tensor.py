@@ -1,0 +1,40 @@
+"""Merging one tensor: the method's scans, then a last pass that combines, rounds and hands bytes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raymerge.compute.operations import Operations
+from raymerge.compute.random_bits import stream_key
+from raymerge.merge.scan import Scanner
+from raymerge.methods import method as find_method
+from raymerge.methods.inputs import Inputs
+from raymerge.plan.nouns import TensorJob
+
+Bytes = Any  # a 1-D uint8 numpy array
+
+
+def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]) -> int:
+    """Merge; `place(start, end)` gives the bytes that elements [start, end) of the output are written to.
+
+    Returns how many results are not finite. Blocks are combined in element order.
+    """
+    if job.output.element_count == 0:
+        return 0
+    method = find_method(job.method)
+    inputs = Inputs(
+        shape=job.output.shape,
+        shared=job.parameters,
+        each=tuple(each.parameters for each in job.inputs),
+        keys=tuple(stream_key(job.seed, slot, job.output.name) for slot in job.slots),
+        has_base=job.base is not None,
+        operations=operations,
+        open_scan=scanner.scan,
+    )
+    combine = method.merge(inputs)
+    nonfinite = 0
+    for block in scanner.scan(method.rows):
+        merged = combine(block)
+        nonfinite += operations.encode(merged, job.output.dtype, place(block.start, block.start + block.count))
+    return nonfinite

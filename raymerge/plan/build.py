@@ -1,0 +1,192 @@
+"""Building a plan: pure, and with every problem found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymerge.checkpoint.config import with_dtype, with_layers
+from raymerge.checkpoint.nouns import Checkpoint
+from raymerge.dtypes import DType
+from raymerge.errors import PlanError, Problem
+from raymerge.methods import all_methods
+from raymerge.methods.declaration import Method
+from raymerge.plan.binding import Binder, BoundModule, model_references, parameter_levels
+from raymerge.plan.digest import plan_digest
+from raymerge.plan.jobs import JobMaker, Rules
+from raymerge.plan.ledger import Ledger
+from raymerge.plan.memory import MemoryRules, project, too_small
+from raymerge.plan.nouns import Plan, ShardTask, TensorJob
+from raymerge.plan.parameters import Problems, check_names
+from raymerge.plan.rows import parameter_rows
+from raymerge.plan.shards import Placed, file_names, order, partition
+from raymerge.plan.sites import Site, model_sites, slice_sites
+from raymerge.plan.summary import plan_summary
+from raymerge.recipe.nouns import ModelReference, Recipe
+from raymerge.recipe.suggest import did_you_mean, suggest
+
+DEFAULT_SHARD_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a plan depends on beside the recipe and its inputs. Memory and device do not enter the digest."""
+
+    random_seed: int = 0
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    memory: MemoryRules = field(default_factory=MemoryRules)
+    copy_tokenizer: bool = True
+
+
+def build_plan(
+    recipe: Recipe,
+    opened: Mapping[ModelReference, Checkpoint],
+    options: PlanOptions,
+    *,
+    known_problems: Iterable[Problem] = (),
+    known_warnings: Iterable[Problem] = (),
+) -> Plan:
+    """Plan a merge. `opened` holds every model of the recipe that could be opened.
+
+    Raises PlanError with `known_problems` (of reading the recipe and opening its models) and everything found here.
+    """
+    problems = Problems()
+    for problem in known_problems:
+        problems.add(problem)
+    method = _method(recipe, problems)
+    if method is None:
+        raise PlanError(*problems.all())
+    warnings = [*known_warnings, *check_names(method, parameter_levels(recipe), all_methods(), problems)]
+    binder = Binder(recipe=recipe, method=method, opened=opened, problems=problems)
+    modules = binder.modules()
+    ledger = Ledger()
+    maker = JobMaker(rules=Rules.of(recipe, method, options.random_seed), ledger=ledger, problems=problems)
+    placed = _place_jobs(modules, maker)
+    complete = len(opened) == len(model_references(recipe)) and len(modules) == len(recipe.modules)
+    if complete and not problems:
+        for problem in ledger.unaccounted(opened.values()):
+            problems.add(problem)
+        if not placed:
+            problems.add(Problem(message="the recipe makes no tensor: its models hold none that it names"))
+    if problems:
+        raise PlanError(*problems.all())
+    donor = opened[recipe.base_model] if recipe.base_model is not None else next(iter(opened.values()))
+    shards = _shards(placed, modules, options)
+    complaints = [problem for shard in shards if (problem := too_small(shard.jobs, options.memory)) is not None]
+    if complaints:
+        raise PlanError(*dict.fromkeys(complaints))
+    return Plan(
+        digest=shards[0].plan_digest,
+        shards=shards,
+        ledger=ledger.lines(),
+        output_config=_output_config(donor, modules, maker, placed),
+        models=tuple(opened.values()),
+        base=opened[recipe.base_model] if recipe.base_model is not None else None,
+        donor=donor,
+        methods=(method.name,),
+        layer_count=_layer_count(modules),
+        parameters_by_layer=parameter_rows(method, modules),
+        warnings=(*warnings, *_rounding(maker)),
+        recipe_text=recipe.text,
+        chat_template=recipe.chat_template,
+        copy_tokenizer=options.copy_tokenizer,
+        summary=plan_summary(recipe, opened, options.random_seed, options.shard_bytes),
+    )
+
+
+def _method(recipe: Recipe, problems: Problems) -> Method | None:
+    """The recipe's method; for a misspelt one the likeliest, so that further problems are found, or None."""
+    known = all_methods()
+    if recipe.merge_method in known:
+        return known[recipe.merge_method]
+    line = recipe.lines.get("merge_method")
+    hint = did_you_mean(recipe.merge_method, known)
+    remedy = hint or "raymerge methods lists what there is"
+    problems.add(Problem(subject="merge_method", message=f"found {recipe.merge_method}", remedy=remedy, line=line))
+    likely = suggest(recipe.merge_method, known)
+    return known[likely] if likely is not None else None
+
+
+def _place_jobs(modules: Iterable[BoundModule], maker: JobMaker) -> list[Placed]:
+    placed: list[Placed] = []
+    made: set[str] = set()
+    for module in modules:
+        for site in _sites(module, maker):
+            if site.output in made:
+                maker.problems.add(Problem(subject=site.output, message="two modules make this tensor"))
+                continue
+            made.add(site.output)
+            job = maker.job(site)
+            if job is not None:
+                placed.append((site.unit, job))
+    return placed
+
+
+def _sites(module: BoundModule, maker: JobMaker) -> Iterator[Site]:
+    if module.is_sliced:
+        return slice_sites(module.groups, maker.ledger, maker.problems)
+    return model_sites(module.groups[0], maker.problems)
+
+
+def _shards(placed: list[Placed], modules: Iterable[BoundModule], options: PlanOptions) -> tuple[ShardTask, ...]:
+    lanes = [lane for module in modules for group in module.groups for lane in group.lanes]
+    stack_order = dict.fromkeys(stack.prefix for lane in lanes for stack in lane.anatomy.stacks)
+    ranks: dict[str, int] = {}
+    for lane in lanes:
+        for file in lane.checkpoint.files:
+            ranks.setdefault(file.url, len(ranks))
+    parts = partition(order(placed, list(stack_order), ranks), options.shard_bytes)
+    names = file_names(len(parts))
+    digest = plan_digest(zip(names, parts, strict=True))
+    return tuple(
+        ShardTask(file_name=name, jobs=jobs, plan_digest=digest, memory=project(jobs, options.memory))
+        for name, jobs in zip(names, parts, strict=True)
+    )
+
+
+def _output_config(
+    donor: Checkpoint, modules: Iterable[BoundModule], maker: JobMaker, placed: list[Placed]
+) -> dict[str, Any]:
+    """The donor's config.json with the layers, the element type and the tied embeddings of the output."""
+    config = dict(donor.config)
+    for module in modules:
+        if module.is_sliced:
+            kept = tuple(index for group in module.groups for index in range(*(group.lanes[0].layer_range or (0, 0))))
+            config = with_layers(config, module.groups[0].lanes[0].main_stacks[0].config_path, kept)
+    if maker.untied:
+        config["tie_word_embeddings"] = False
+    dtype = _common_dtype(job for _, job in placed)
+    return with_dtype(config, dtype) if dtype is not None else config
+
+
+def _common_dtype(jobs: Iterable[TensorJob]) -> DType | None:
+    """The element type that most of the output's bytes have."""
+    nbytes: dict[DType, int] = {}
+    for job in jobs:
+        if job.output.dtype.is_mergeable:
+            nbytes[job.output.dtype] = nbytes.get(job.output.dtype, 0) + job.output.nbytes
+    return max(nbytes, key=lambda dtype: nbytes[dtype], default=None)
+
+
+def _layer_count(modules: Iterable[BoundModule]) -> int:
+    """Layers of the output's language model; 0 where names show no stack."""
+    count = 0
+    for module in modules:
+        stacks = module.groups[0].lanes[0].main_stacks
+        sliced = sum(group.length for group in module.groups)
+        count += sliced if module.is_sliced else max((stack.layer_count for stack in stacks), default=0)
+    return count
+
+
+def _rounding(maker: JobMaker) -> tuple[Problem, ...]:
+    if not maker.rounded_count or maker.rules.dtype is None:
+        return ()
+    name = maker.rules.dtype.recipe_name
+    return (
+        Problem(
+            subject="dtype",
+            message=f"{maker.rounded_count} wider tensors are rounded to {name}, such as {maker.rounded_example}",
+            remedy="keep_dtype: [PATTERN] exempts tensors",
+        ),
+    )

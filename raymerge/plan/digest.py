@@ -1,0 +1,34 @@
+"""The plan's digest: same digest, same bytes. Hashes names, layouts, methods, numbers, seeds and input identities."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from raymerge.checkpoint.nouns import TensorRef
+from raymerge.plan.nouns import TensorJob
+
+# Raise when the same plan would give other bytes: a changed formula, random stream, rounding or file layout.
+FORMAT_VERSION = 1
+
+
+def plan_digest(shards: Iterable[tuple[str, tuple[TensorJob, ...]]], environment: tuple[str, ...] = ()) -> str:
+    """64 hexadecimal digits. `environment` names what else bears on the bytes (device, architecture), if anything."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *environment]).encode())
+    for file_name, jobs in shards:
+        digest.update(f"\n{file_name}".encode())
+        for job in jobs:
+            digest.update(_canonical(job).encode())
+    return digest.hexdigest()
+
+
+def _canonical(job: TensorJob) -> str:
+    base = _ref(job.base) if job.base is not None else None
+    inputs = [[_ref(each.ref), sorted(each.parameters.items())] for each in job.inputs]
+    output = [job.output.name, job.output.dtype.value, job.output.shape]
+    return json.dumps([output, job.method, sorted(job.parameters.items()), job.seed, job.slots, base, inputs])
+
+
+def _ref(ref: TensorRef) -> list[object]:
+    return [ref.file.identity, ref.offset, ref.spec.dtype.value, ref.spec.shape]
