@@ -8,6 +8,7 @@ import typer
 
 from raymerge.cli.commands.merge import merge
 from raymerge.cli.commands.methods import methods
+from raymerge.cli.commands.plan import plan
 
 app = typer.Typer(
     name="raymerge",
@@ -25,6 +26,7 @@ def _example(*commands: str) -> str:
 
 
 app.command(epilog=_example("raymerge merge config.yaml merged --out-shard-size 1B"))(merge)
+app.command(epilog=_example("raymerge plan config.yaml merged"))(plan)
 app.command(epilog=_example("raymerge methods ties --example > config.yaml"))(methods)
 
 

@@ -68,7 +68,7 @@ Address = Annotated[
     str | None,
     _cluster(
         "--address",
-        help="A running Ray cluster: HOST:PORT, ray://HOST:PORT or auto. Default: RAY_ADDRESS, else a private local Ray.",
+        help="A running Ray cluster: HOST:PORT, auto, ray://HOST:PORT. Default: RAY_ADDRESS, else a private local Ray.",
     ),
 ]
 TaskCpus = Annotated[float, _cluster("--task-cpus", min=0.01, help="CPUs that one shard's task takes.")]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from string import ascii_uppercase
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -14,7 +15,7 @@ from rich.text import Text
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.cli.screens.problems import warning_list
 from raymerge.cli.screens.text import duration, element_count, grid, plural, value
-from raymerge.plan.nouns import LedgerLine, ParameterRow, Plan
+from raymerge.plan.nouns import LedgerLine, ParameterRow, Plan, ShardTask
 from raymerge.sizes import format_size
 
 _SHOWN_LAYERS = 5
@@ -166,3 +167,50 @@ def dropped_lines(ledger: Iterable[LedgerLine], names: dict[str, str]) -> list[s
             model = names.get(line.model, line.model)
             lines.append(f"dropped  {len(line.tensors):,} of {model}: {line.rule} ({listed})")
     return lines
+
+
+def plan_values(plan: Plan, around: Surroundings) -> dict[str, Any]:
+    """The plan as JSON values: everything that the screen shows, and the shards one by one."""
+    return {
+        "digest": plan.digest,
+        "seconds": round(around.seconds, 3),
+        "methods": list(plan.methods),
+        "layer_count": plan.layer_count,
+        "tensor_count": plan.tensor_count,
+        "read_bytes": plan.read_bytes,
+        "output_bytes": plan.output_bytes,
+        "free_bytes": around.free_bytes,
+        "resume": around.resume,
+        "base": plan.base.reference if plan.base else None,
+        "donor": plan.donor.reference,
+        "models": [_model_values(model) for model in plan.models],
+        "parameters": [asdict(row) for row in plan.parameters_by_layer],
+        "ledger": [asdict(line) for line in plan.ledger],
+        "shards": [_shard_values(shard) for shard in plan.shards],
+        "warnings": [asdict(problem) for problem in plan.warnings],
+        "output_config": dict(plan.output_config),
+    }
+
+
+def _model_values(model: Checkpoint) -> dict[str, Any]:
+    return {
+        "reference": model.reference,
+        "url": model.url,
+        "origin": model.origin,
+        "hub_id": model.hub_id,
+        "commit": model.commit,
+        "nbytes": model.nbytes,
+        "tensor_count": len(model.tensors),
+        "notes": list(model.notes),
+    }
+
+
+def _shard_values(shard: ShardTask) -> dict[str, Any]:
+    return {
+        "file_name": shard.file_name,
+        "tensor_count": len(shard.jobs),
+        "tensor_bytes": shard.tensor_bytes,
+        "read_bytes": shard.read_bytes,
+        "projected_bytes": shard.projected_bytes,
+        "memory": asdict(shard.memory),
+    }

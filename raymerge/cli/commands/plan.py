@@ -1,0 +1,90 @@
+"""raymerge plan"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import raymerge
+from raymerge.cli import options
+from raymerge.cli.compatibility import Compatibility, with_compatibility
+from raymerge.cli.screens.plan import Surroundings, plan_screen, plan_values
+from raymerge.cli.terminal import failures_reported, open_terminal
+
+OptionalOut = Annotated[
+    str | None, typer.Argument(metavar="[OUT]", help="Where the merge would go; it is probed, not written.")
+]
+
+
+@with_compatibility
+def plan(
+    *,
+    config: options.Config,
+    out: OptionalOut = None,
+    out_shard_size: options.OutShardSize = "2GB",
+    random_seed: options.RandomSeed = 0,
+    device: options.Device = None,
+    copy_tokenizer: options.CopyTokenizer = True,
+    write_model_card: options.WriteModelCard = True,
+    overwrite: options.Overwrite = False,
+    nan: options.Nan = options.NonFinite.ERROR,
+    keep_inputs: options.KeepInputs = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+    verbose: options.Verbose = 0,
+    executor: options.ExecutorChoice = options.Executor.RAY,
+    address: options.Address = None,
+    task_cpus: options.TaskCpus = 1.0,
+    task_memory: options.TaskMemory = None,
+    compatibility: Compatibility,
+) -> None:
+    """Show what a merge would do, from headers alone. Takes every option of merge, so that one word changes."""
+    del keep_inputs, write_model_card, nan, address  # they change no plan
+    terminal = open_terminal(json=json, quiet=quiet, verbosity=verbose)
+    for notice in compatibility.notices:
+        terminal.note(notice)
+    target = None if out is None else options.read_out(out)
+    with failures_reported(terminal, options.config_name(config)):
+        began = time.monotonic()
+        made = raymerge.plan(
+            options.read_config(config),
+            target,
+            random_seed=random_seed,
+            device=device or compatibility.device or "cpu",
+            overwrite=overwrite,
+            copy_tokenizer=copy_tokenizer,
+            **options.sizes(out_shard_size=out_shard_size, task_memory=task_memory),
+        )
+        around = Surroundings(
+            seconds=time.monotonic() - began,
+            out=out or "",
+            free_bytes=free_bytes(target),
+            host_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus),
+        )
+        if json:
+            terminal.json_line(plan_values(made, around))
+        elif not quiet:
+            terminal.result(plan_screen(made, around))
+
+
+def free_bytes(out: str | None) -> int | None:
+    """Free bytes of the disk that holds `out`, or would; None for remote locations."""
+    if out is None or "://" in out:
+        return None
+    folder = Path(out).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def task_count(shard_count: int, *, executor: options.Executor, task_cpus: float) -> int:
+    """How many shards this host makes at once: the inline executor makes one after the other, with threads."""
+    if executor is options.Executor.INLINE:
+        return min(1, shard_count)
+    return max(1, min(shard_count, int((os.cpu_count() or 1) / task_cpus)))
