@@ -28,21 +28,20 @@ class CpuOperations(Operations):
         stored = np.frombuffer(raw, _STORED[dtype])
         if out is None:
             out = np.empty(stored.size, np.float64 if wide else np.float32)
-        if dtype is not DType.BF16:
-            np.copyto(out, stored, casting="same_kind")
-        elif out.dtype == np.float32:
+        if dtype is DType.BF16 and out.dtype == np.float32:
             kernels.decode_bf16(stored, out.view(np.uint32))
-        else:
-            narrow = self._reuse("decode", np.float32, stored.size)
-            kernels.decode_bf16(stored, narrow.view(np.uint32))
-            np.copyto(out, narrow)
+            return out
+        if dtype is DType.BF16:
+            stored = self.decode(raw, dtype, self._reuse("decode", np.float32, stored.size))
+        with np.errstate(all="ignore"):  # of a signalling NaN
+            np.copyto(out, stored, casting="same_kind")
         return out
 
     def encode(self, array: Array, dtype: DType, out: Buffer) -> int:
         stored = np.frombuffer(out, _STORED[dtype])
         if dtype is DType.BF16:
             return int(kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
             np.copyto(stored, array, casting="same_kind")
         if dtype is DType.F16:
             return int(np.count_nonzero((stored.view(np.uint16) & 0x7C00) == 0x7C00))
@@ -56,7 +55,8 @@ class CpuOperations(Operations):
         return narrow
 
     def deltas(self, x: Sequence[Array], base: Array) -> tuple[Array, ...]:
-        return tuple(each - base for each in x)
+        with np.errstate(all="ignore"):
+            return tuple(each - base for each in x)
 
     def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
         out = np.empty_like(arrays[0])
@@ -87,6 +87,7 @@ class CpuOperations(Operations):
         *,
         factor: float = 1.0,
         divide: bool = True,
+        count_votes: bool = False,
     ) -> Array:
         out = np.empty_like(x[0])
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
@@ -98,6 +99,7 @@ class CpuOperations(Operations):
             *_base(base, x[0]),
             float(factor),
             divide,
+            count_votes,
             tiny,
             out,
         )

@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 from numba.core import types  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
+from raymerge.compute.operations import VOTE_ROUNDING  # noqa: E402
 from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2  # noqa: E402
 from raymerge.compute.sums import CHUNK_ELEMENTS, LANES  # noqa: E402
 
@@ -210,26 +211,34 @@ def elect(
     has_base: Any,
     factor: Any,
     divide: Any,
+    count_votes: Any,
     tiny: Any,
     out: Any,
 ) -> None:
     """The TIES election: out = base + factor * mean of the terms c_k m_k (x_k - base) whose sign their sum has.
 
-    All in float64, rounded once. A sum of 0 elects +; a term of 0 agrees with neither sign. With `divide` the sum of
-    the agreeing terms is divided by the sum of their weights, where that is larger than `tiny`.
+    All in float64, rounded once. A sum that is 0 but for rounding elects +, whatever the order of the inputs; a term of
+    0 agrees with neither sign. With `divide` the sum of the agreeing terms is divided by the sum of their weights,
+    where that is larger than `tiny`.
     """
     count = addresses.size
     terms = np.empty((count, TILE), np.float64)
     votes = np.empty(TILE, np.float64)
-    share = np.empty(TILE, np.float64)
+    share = np.empty(TILE, np.float64)  # first of the votes' magnitudes, then of the weights
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         votes[:m] = 0.0
+        share[:m] = 0.0
         for k in range(count):
             row = terms[k, :m]
             _fill_terms(row, addresses[k], masks[k], coefficients[k], base, has_base, start, out)
-            for j in range(m):
-                votes[j] += row[j]
+            if count_votes:
+                for j in range(m):
+                    votes[j] += np.float64(row[j] > 0.0) - np.float64(row[j] < 0.0)
+            else:
+                for j in range(m):
+                    votes[j] += row[j]
+                    share[j] += abs(row[j])
         _agree(terms, weights, votes, share, m, divide, tiny)
         _finish(votes[:m], factor, base, has_base, start, out)
 
@@ -239,7 +248,7 @@ def _agree(terms: Any, weights: Any, votes: Any, share: Any, m: Any, divide: Any
     """Replace each vote by the sum, or the mean, of the terms of its sign."""
     positive = np.empty(TILE, np.bool_)
     for j in range(m):
-        positive[j] = not votes[j] < 0.0
+        positive[j] = not votes[j] < share[j] * -VOTE_ROUNDING
         votes[j] = 0.0
         share[j] = 0.0
     for k in range(terms.shape[0]):

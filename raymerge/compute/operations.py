@@ -16,6 +16,7 @@ Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguo
 Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
+VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of their magnitudes is 0 but for float64 rounding
 WEIGHT_ROUNDING = (
     2.0**-40
 )  # a sum of weights below this share of their magnitudes is 0 but for rounding: 0.1 + 0.2 - 0.3
@@ -79,10 +80,12 @@ class Operations(ABC):
         *,
         factor: float = 1.0,
         divide: bool = True,
+        count_votes: bool = False,
     ) -> Array:
         """As masked_sum, but base + factor * the elected mean of the terms c_i (x_i - base) whose mask is set.
 
-        The sign of the terms' float64 sum is elected (0 counts as +). The terms of that sign are added and, with
+        The sign of the terms' float64 sum is elected, with `count_votes` that of the sum of their signs (0 counts
+        as +). The terms of that sign are added and, with
         `divide`, divided by the sum of their weights; a weight sum that is 0 but for rounding counts as 1.
         """
 

@@ -11,8 +11,8 @@ from raymerge.methods.inputs import Block, Inputs
 
 __all__ = ["Base", "Block", "Inputs", "Method", "Parameter", "all_methods", "merge_method", "method"]
 
-_BUILT_IN = ("linear", "ties")  # modules of this package that declare methods
-_ORDER = ("linear", "task_arithmetic", "ties")
+_BUILT_IN = ("linear", "slerp", "ties", "dare", "passthrough")  # modules of this package that declare methods
+_ORDER = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough")
 
 
 def all_methods() -> dict[str, Method]:

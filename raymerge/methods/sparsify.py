@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from raymerge.compute.operations import Mask
+from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import Pair, Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.compute.sums import PairwiseSum
+from raymerge.methods.declaration import Array, Combine, Parameter
 from raymerge.methods.inputs import Block, Inputs
+from raymerge.methods.linear import weight_divisor
+
+DENSITY = Parameter(name="density", kind=float, default=1.0, per_input=True, help="share of the changes kept")
+RESCALE_MODE = Parameter(
+    name="rescale_mode",
+    kind=str,
+    default="l1",
+    choices=("l1", "density"),
+    help="rescale to the L1 norm before, or by 1 / density, which keeps the expected change",
+)
+
 
 Keeper = Callable[[Block, int], Mask]  # the mask of one input in a block; blocks come in element order
 OpenKeepers = Callable[[], Sequence[Keeper]]  # keepers carry state along one scan: open new ones for each
+
+
+def rescale(default: bool) -> Parameter:
+    return Parameter(name="rescale", kind=bool, default=default, help="scale up what is kept to make up for the rest")
 
 
 def block_pairs(inputs: Inputs) -> Callable[[], Iterator[Sequence[Pair]]]:
@@ -55,10 +72,41 @@ def _keep_top(threshold: Threshold) -> Keeper:
     return keep
 
 
-def l1_scales(inputs: Inputs, open_keepers: OpenKeepers) -> list[float]:
-    """L1(d_i) / L1(kept entries of d_i); 0 where nothing is kept."""
+def keep_random(inputs: Inputs) -> OpenKeepers:
+    """Keep each change with probability `density`, by the bits of its input's stream."""
+
+    def open_keepers() -> Sequence[Keeper]:
+        return [
+            _keep_drawn(key, density) for key, density in zip(inputs.keys, inputs.parameter("density"), strict=True)
+        ]
+
+    return open_keepers
+
+
+def _keep_drawn(key: int, density: float) -> Keeper:
+    limit = keep_limit(density)
+
+    def keep(block: Block, _i: int) -> Mask:
+        return block.operations.random_mask(key, block.start, block.count, limit)
+
+    return _keep_all if density >= 1 else keep
+
+
+def scales(inputs: Inputs, open_keepers: OpenKeepers) -> list[float]:
+    """What kept changes are multiplied by: 1 unless `rescale` is set, else as `rescale_mode` says.
+
+    "l1" is L1(d_i) / L1(kept part of d_i), 0 where nothing is kept, and takes a pass; "density" is 1 / density.
+    """
+    densities = inputs.parameter("density")
+    if not inputs.shared["rescale"] or all(density >= 1 for density in densities):
+        return [1.0] * inputs.count
+    if inputs.shared["rescale_mode"] == "density":
+        return [1 / min(density, 1.0) if density > 0 else 0.0 for density in densities]
+    return _l1_scales(inputs, open_keepers())
+
+
+def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper]) -> list[float]:
     sums = [(PairwiseSum(), PairwiseSum()) for _ in range(inputs.count)]
-    keepers = open_keepers()
     for block in inputs.scan():
         for i, (all_entries, kept_entries) in enumerate(sums):
             mask = keepers[i](block, i)
@@ -69,3 +117,15 @@ def l1_scales(inputs: Inputs, open_keepers: OpenKeepers) -> list[float]:
 
 def _ratio(whole: float, kept: float) -> float:
     return whole / kept if kept > 0 else 0.0
+
+
+def add(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) -> Combine:
+    """Combine by adding: kept entries times their weight and scale, over the sum of the weights if `normalize`."""
+    factor = inputs.shared["lambda"] / weight_divisor(inputs)
+    coefficients = [weight * scale for weight, scale in zip(inputs.parameter("weight"), scales, strict=True)]
+
+    def combine(block: Block) -> Array:
+        masks = [keeper(block, i) for i, keeper in enumerate(keepers)]
+        return block.operations.masked_sum(block.x, block.base, masks, coefficients, factor)
+
+    return combine

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from raymerge.methods.declaration import Array, Base, Combine, Parameter, merge_method
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
-from raymerge.methods.sparsify import Keeper, keep_largest, l1_scales
+from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, Keeper, keep_largest, rescale, scales
 
-DENSITY = Parameter(name="density", kind=float, default=1.0, per_input=True, help="share of the changes kept")
-
-
-def rescale(default: bool) -> Parameter:
-    return Parameter(
-        name="rescale", kind=bool, default=default, help="scale what is kept to the L1 norm the changes had before"
-    )
+CONSENSUS = Parameter(
+    name="consensus", kind=str, default="sum", choices=("sum", "count"), help="elect by the sum of changes, or of signs"
+)
 
 
 def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) -> Combine:
@@ -32,6 +28,7 @@ def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) ->
             weights,
             factor=inputs.shared["lambda"],
             divide=inputs.shared["normalize"],
+            count_votes=inputs.shared["consensus"] == "count",
         )
 
     return combine
@@ -41,17 +38,16 @@ def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) ->
     "ties",
     summary="keep each model's largest changes, elect a sign, average the entries that agree",
     formula=(
-        "b + lambda * sum w_i d_i / sum w_i over the i whose w_i d_i has the sign of the sum of all; "
-        "d_i: the floor(density * n) entries of x_i - b largest by magnitude, else 0"
+        "b + lambda * sum w_i d_i over the i whose w_i d_i has the sign of the sum of all, divided by their sum w_i if "
+        "normalize; d_i: the floor(density * n) entries of x_i - b that are largest by magnitude, the others 0"
     ),
     source="TIES-Merging (arXiv 2306.01708)",
     base=Base.REQUIRED,
-    parameters=(WEIGHT, DENSITY, normalize(default=True), rescale(default=False), LAMBDA),
+    parameters=(WEIGHT, DENSITY, normalize(default=True), rescale(default=False), RESCALE_MODE, CONSENSUS, LAMBDA),
     passes=3,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )
 def ties(inputs: Inputs) -> Combine:
-    keepers = keep_largest(inputs)
-    scales = l1_scales(inputs, keepers) if inputs.shared["rescale"] else [1.0] * inputs.count
-    return elect(inputs, keepers(), scales)
+    open_keepers = keep_largest(inputs)
+    return elect(inputs, open_keepers(), scales(inputs, open_keepers))
