@@ -17,11 +17,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__init__",),
     ("pipeline",),
+    ("running",),
     ("output", "execute", "merge"),
+    ("opening", "options"),
     ("plan",),
     ("methods", "recipe", "checkpoint"),
     ("compute", "storage"),
-    ("errors", "dtypes", "events", "sizes", "version"),
+    ("sizes",),
+    ("errors", "dtypes", "events", "version"),
 )
 DEPTH = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 

@@ -25,15 +25,13 @@ class Accepted:
     reason: str
     kind: type = bool
     speaks_when: bool = True
-    short: str | None = None
 
     @property
     def parameter(self) -> str:
         return self.name.replace("-", "_")
 
     def declarations(self) -> tuple[str, ...]:
-        short = (self.short,) if self.short else ()
-        return (*short, f"--{self.name}/--no-{self.name}" if self.kind is bool else f"--{self.name}")
+        return (f"--{self.name}/--no-{self.name}" if self.kind is bool else f"--{self.name}",)
 
     def notice(self, value: object) -> str | None:
         """The line to print for `value`, or None where nothing was asked for."""
@@ -58,7 +56,6 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted(name="lazy-unpickle", reason="only the byte ranges that are needed are read in any case"),
     Accepted(name="read-to-gpu", reason="--device decides where blocks go"),
     Accepted(name="multi-gpu", reason="every task takes one device; Ray spreads the tasks"),
-    Accepted(name="num-threads", kind=int, short="-j", reason="--task-cpus decides what a task takes"),
     Accepted(name="async-write", reason="writing overlaps with computing in any case"),
     Accepted(name="write-threads", kind=int, reason="writing overlaps with computing in any case"),
     Accepted(name="clone-tensors", reason="a layer may be used any number of times in any case"),
@@ -68,9 +65,10 @@ ACCEPTED: tuple[Accepted, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compatibility:
-    """What the compatibility options ask for: a device, and lines to print about those without effect."""
+    """What the compatibility options ask for: a device, a number of threads, and lines about those without effect."""
 
     device: str | None
+    threads: int | None
     notices: tuple[str, ...]
 
 
@@ -78,6 +76,7 @@ Command = Callable[..., None]
 
 _CUDA = typer.Option("--cuda/--no-cuda", help="Same as --device cuda.", rich_help_panel=COMPATIBILITY)
 _GPU_RICH = typer.Option("--gpu-rich", help="Same as --device cuda.", rich_help_panel=COMPATIBILITY)
+_THREADS = typer.Option("-j", "--num-threads", min=1, help="Same as --task-cpus.", rich_help_panel=COMPATIBILITY)
 _CACHE = typer.Option(
     "--transformers-cache", metavar="TEXT", help="Same as HF_HUB_CACHE.", rich_help_panel=COMPATIBILITY
 )
@@ -87,6 +86,7 @@ def _added_parameters() -> list[inspect.Parameter]:
     annotations: dict[str, Any] = {
         "cuda": Annotated[bool | None, _CUDA],
         "gpu_rich": Annotated[bool | None, _GPU_RICH],
+        "num_threads": Annotated[int | None, _THREADS],
         "transformers_cache": Annotated[str | None, _CACHE],
     }
     for each in ACCEPTED:
@@ -121,5 +121,6 @@ def understand(asked: Mapping[str, Any]) -> Compatibility:
     notices = (each.notice(asked[each.parameter]) for each in ACCEPTED)
     return Compatibility(
         device="cuda" if asked["cuda"] or asked["gpu_rich"] else None,
+        threads=asked["num_threads"],
         notices=tuple(notice for notice in notices if notice),
     )

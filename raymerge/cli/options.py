@@ -71,9 +71,12 @@ Address = Annotated[
         help="A running Ray cluster: HOST:PORT, auto, ray://HOST:PORT. Default: RAY_ADDRESS, else a private local Ray.",
     ),
 ]
-TaskCpus = Annotated[float, _cluster("--task-cpus", min=0.01, help="CPUs that one shard's task takes.")]
+TaskCpus = Annotated[
+    int | None,
+    _cluster("--task-cpus", min=1, help="Threads that make one shard. Default: 1 on Ray, every core inline."),
+]
 TaskMemory = Annotated[
-    str | None, _cluster("--task-memory", metavar="SIZE", help="The most memory one shard's task may plan with: 1GiB.")
+    str | None, _cluster("--task-memory", metavar="SIZE", help="The most memory that making one shard may take: 1GiB.")
 ]
 
 
@@ -100,9 +103,9 @@ def read_out(out: str) -> str:
     return os.path.expanduser(out)  # noqa: PTH111 - as above
 
 
-def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, int | None]:
-    """Both size options in bytes, by their API names."""
-    return {
-        "out_shard_size": parse_size(out_shard_size, subject="--out-shard-size"),
-        "task_memory": parse_size(task_memory, subject="--task-memory") if task_memory is not None else None,
-    }
+def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, int]:
+    """Both size options in bytes, by their API names; the one that was not given is left to the API's default."""
+    given = {"out_shard_size": parse_size(out_shard_size, subject="--out-shard-size")}
+    if task_memory is not None:
+        given["task_memory"] = parse_size(task_memory, subject="--task-memory")
+    return given

@@ -122,10 +122,12 @@ def test_commands_of_tutorials_work_unchanged(merge: Recorder, arguments: str) -
         ("", "out_shard_size", 2 * 10**9),
         ("--out-shard-size 8MB", "out_shard_size", 8 * 10**6),
         ("--task-memory 1GiB", "task_memory", 2**30),
-        ("", "task_memory", None),
         ("--executor inline", "executor", "inline"),
         ("--address 10.0.0.1:6379", "address", "10.0.0.1:6379"),
-        ("--task-cpus 2", "task_cpus", 2.0),
+        ("--task-cpus 2", "task_cpus", 2),
+        ("", "task_cpus", None),
+        ("-j 4", "task_cpus", 4),
+        ("--num-threads 4 --task-cpus 3", "task_cpus", 3),
         ("--nan warn", "nan", "warn"),
         ("--overwrite", "overwrite", True),
         ("--keep-inputs", "keep_inputs", True),
@@ -137,6 +139,11 @@ def test_commands_of_tutorials_work_unchanged(merge: Recorder, arguments: str) -
 def test_options_reach_the_api(merge: Recorder, arguments: str, name: str, value: Any) -> None:
     assert invoke("merge", "c", "o", *arguments.split()).exit_code == 0
     assert merge.options[name] == value
+
+
+def test_a_size_that_is_not_given_is_left_to_the_api(merge: Recorder) -> None:
+    assert invoke("merge", "c", "o").exit_code == 0
+    assert "task_memory" not in merge.options
 
 
 def test_the_hub_cache_follows_transformers_cache(merge: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def merge(
     verbose: options.Verbose = 0,
     executor: options.ExecutorChoice = options.Executor.RAY,
     address: options.Address = None,
-    task_cpus: options.TaskCpus = 1.0,
+    task_cpus: options.TaskCpus = None,
     task_memory: options.TaskMemory = None,
     compatibility: Compatibility,
 ) -> None:
@@ -47,7 +47,7 @@ def merge(
                 random_seed=random_seed,
                 device=device or compatibility.device or "cpu",
                 address=address,
-                task_cpus=task_cpus,
+                task_cpus=task_cpus or compatibility.threads,
                 overwrite=overwrite,
                 nan=nan.value,
                 copy_tokenizer=copy_tokenizer,

@@ -39,12 +39,11 @@ def plan(
     verbose: options.Verbose = 0,
     executor: options.ExecutorChoice = options.Executor.RAY,
     address: options.Address = None,
-    task_cpus: options.TaskCpus = 1.0,
+    task_cpus: options.TaskCpus = None,
     task_memory: options.TaskMemory = None,
     compatibility: Compatibility,
 ) -> None:
     """Show what a merge would do, from headers alone. Takes every option of merge, so that one word changes."""
-    del keep_inputs, write_model_card, nan, address  # they change no plan
     terminal = open_terminal(json=json, quiet=quiet, verbosity=verbose)
     for notice in compatibility.notices:
         terminal.note(notice)
@@ -55,9 +54,15 @@ def plan(
             options.read_config(config),
             target,
             random_seed=random_seed,
+            executor=executor.value,
             device=device or compatibility.device or "cpu",
+            address=address,
+            task_cpus=task_cpus or compatibility.threads,
             overwrite=overwrite,
+            nan=nan.value,
             copy_tokenizer=copy_tokenizer,
+            write_model_card=write_model_card,
+            keep_inputs=keep_inputs,
             **options.sizes(out_shard_size=out_shard_size, task_memory=task_memory),
         )
         around = Surroundings(
@@ -65,7 +70,7 @@ def plan(
             out=out or "",
             free_bytes=free_bytes(target),
             host_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus),
+            task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus or compatibility.threads),
         )
         if json:
             terminal.json_line(plan_values(made, around))
@@ -83,8 +88,8 @@ def free_bytes(out: str | None) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def task_count(shard_count: int, *, executor: options.Executor, task_cpus: float) -> int:
+def task_count(shard_count: int, *, executor: options.Executor, task_cpus: int | None) -> int:
     """How many shards this host makes at once: the inline executor makes one after the other, with threads."""
     if executor is options.Executor.INLINE:
         return min(1, shard_count)
-    return max(1, min(shard_count, int((os.cpu_count() or 1) / task_cpus)))
+    return max(1, min(shard_count, (os.cpu_count() or 1) // (task_cpus or 1)))
