@@ -1,1 +1,28 @@
 """Merge large language models as a distributed, resumable pipeline on Ray."""
+
+from raymerge.errors import (
+    CheckpointError,
+    ExecutionError,
+    PlanError,
+    RaymergeError,
+    RecipeError,
+    StorageError,
+    UsageError,
+    VerifyError,
+)
+from raymerge.pipeline import MergeResult, load_recipe, merge, plan
+
+__all__ = [
+    "CheckpointError",
+    "ExecutionError",
+    "MergeResult",
+    "PlanError",
+    "RaymergeError",
+    "RecipeError",
+    "StorageError",
+    "UsageError",
+    "VerifyError",
+    "load_recipe",
+    "merge",
+    "plan",
+]

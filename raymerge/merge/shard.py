@@ -11,13 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymerge.checkpoint.header import build_header
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
 from raymerge.merge.buffers import Account
 from raymerge.merge.peak import peak_bytes, reset_peak
 from raymerge.merge.scan import Scanner, held_windows, read_range, streamed_windows
 from raymerge.merge.tensor import merge_tensor
+from raymerge.plan.header import shard_header
 from raymerge.plan.jobs import COPY
 from raymerge.plan.memory import BLOCK_ELEMENTS, MemoryRules, held_bytes, is_held, room_bytes, window_elements
 from raymerge.plan.nouns import ShardReceipt, ShardTask, TensorJob
@@ -26,7 +26,6 @@ from raymerge.storage import CopyRange, ObjectInfo, ObjectWriter, join_url, stor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PLAN_KEY = "raymerge_plan"
 # Readers beside the merging threads: enough that the next tensors arrive while these merge.
 _READ_AHEAD_THREADS = 3
 _CHECKSUM_CHUNK_BYTES = 8 << 20
@@ -40,11 +39,6 @@ class ShardOptions:
     memory: MemoryRules
     device: str = "cpu"
     fail_on_nonfinite: bool = True
-
-
-def shard_header(task: ShardTask) -> bytes:
-    """The file's first bytes: its layout, the format that loaders ask for, and the plan it belongs to."""
-    return build_header([job.output for job in task.jobs], {"format": "pt", PLAN_KEY: task.plan_digest})
 
 
 def run_shard(task: ShardTask, options: ShardOptions, should_stop: Callable[[], bool] = lambda: False) -> ShardReceipt:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymerge.checkpoint.config import with_dtype, with_layers
+from raymerge.checkpoint.config import layer_doubts, set_dtype, with_layers
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.dtypes import DType
 from raymerge.errors import PlanError, Problem
@@ -87,7 +87,7 @@ def build_plan(
         methods=(method.name,),
         layer_count=_layer_count(modules),
         parameters_by_layer=parameter_rows(method, modules),
-        warnings=(*warnings, *_rounding(maker)),
+        warnings=(*warnings, *_rounding(maker), *_doubts(donor, modules)),
         recipe_text=recipe.text,
         chat_template=recipe.chat_template,
         copy_tokenizer=options.copy_tokenizer,
@@ -150,14 +150,21 @@ def _output_config(
 ) -> dict[str, Any]:
     """The donor's config.json with the layers, the element type and the tied embeddings of the output."""
     config = dict(donor.config)
-    for module in modules:
-        if module.is_sliced:
-            kept = tuple(index for group in module.groups for index in range(*(group.lanes[0].layer_range or (0, 0))))
-            config = with_layers(config, module.groups[0].lanes[0].main_stacks[0].config_path, kept)
+    for path, kept in _kept_layers(modules):
+        config = with_layers(config, path, kept)
     if maker.untied:
         config["tie_word_embeddings"] = False
     dtype = _common_dtype(job for _, job in placed)
-    return with_dtype(config, dtype) if dtype is not None else config
+    return set_dtype(config, dtype) if dtype is not None else config
+
+
+def _kept_layers(modules: Iterable[BoundModule]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """For each sliced module, where config.json counts its layers, and which old layers the new ones are."""
+    for module in modules:
+        if module.is_sliced:
+            leaders = [group.lanes[0] for group in module.groups]
+            kept = tuple(index for lane in leaders for index in range(*(lane.layer_range or (0, 0))))
+            yield leaders[0].main_stacks[0].config_path, kept
 
 
 def _common_dtype(jobs: Iterable[TensorJob]) -> DType | None:
@@ -177,6 +184,10 @@ def _layer_count(modules: Iterable[BoundModule]) -> int:
         sliced = sum(group.length for group in module.groups)
         count += sliced if module.is_sliced else max((stack.layer_count for stack in stacks), default=0)
     return count
+
+
+def _doubts(donor: Checkpoint, modules: Iterable[BoundModule]) -> tuple[Problem, ...]:
+    return tuple(doubt for path, kept in _kept_layers(modules) for doubt in layer_doubts(donor.config, path, kept))
 
 
 def _rounding(maker: JobMaker) -> tuple[Problem, ...]:

@@ -112,6 +112,11 @@ class Store(ABC):
     def clean(self, url: str, *, names: tuple[str, ...]) -> int:
         """Remove what dead writers of these object names left in folder `url`. Returns how many things were removed."""
 
+    def buffered_bytes(self, nbytes: int) -> int:
+        """The most memory that a writer of an object of `nbytes` holds, so that a task's memory can be projected."""
+        del nbytes
+        return 0
+
     def put(self, url: str, data: bytes) -> ObjectInfo:
         """Write a small object at once, replacing what is there."""
         with self.create(url, nbytes=len(data)) as writer:

@@ -1,0 +1,65 @@
+"""Opening a recipe's models: headers and configs, side by side, with every failure kept as a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from raymerge.checkpoint.nouns import Checkpoint
+from raymerge.checkpoint.open import open_checkpoint
+from raymerge.errors import Problem, RaymergeError
+from raymerge.plan.binding import model_references
+from raymerge.recipe.nouns import ModelReference, Recipe
+
+_CONCURRENT_MODELS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModels:
+    """The models that could be opened, in recipe order, and what is wrong with the others."""
+
+    checkpoints: Mapping[ModelReference, Checkpoint] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+def open_models(recipe: Recipe) -> OpenedModels:
+    """Open every model that the recipe names; relative paths are relative to the working directory."""
+    references = model_references(recipe)
+    with ThreadPoolExecutor(_CONCURRENT_MODELS, thread_name_prefix="raymerge-open") as pool:
+        found = list(pool.map(_open, references))
+    checkpoints = {ref: each for ref, each in zip(references, found, strict=True) if isinstance(each, Checkpoint)}
+    problems = [
+        replace(problem, line=_line(recipe, ref)) if problem.line is None else problem
+        for ref, each in zip(references, found, strict=True)
+        if isinstance(each, RaymergeError)
+        for problem in each.problems
+    ]
+    return OpenedModels(checkpoints=checkpoints, problems=tuple(problems))
+
+
+def _open(reference: ModelReference) -> Checkpoint | RaymergeError:
+    if reference.adapter is not None:
+        return RaymergeError(
+            Problem(
+                subject=str(reference),
+                message="adapters cannot be merged on the fly yet",
+                remedy="merge the adapter into its base first (peft's merge_and_unload), then name that folder",
+            )
+        )
+    try:
+        return open_checkpoint(
+            reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd())
+        )
+    except RaymergeError as error:
+        return error
+
+
+def _line(recipe: Recipe, reference: ModelReference) -> int | None:
+    """The line that first names a model."""
+    for module in recipe.modules:
+        for source in (*module.models, *(source for each in module.slices for source in each.sources)):
+            if source.model == reference:
+                return source.line
+    return recipe.lines.get("base_model") if reference == recipe.base_model else None

@@ -1,0 +1,80 @@
+"""How a merge runs: the options of the Python interface and the command line, checked once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from raymerge.errors import Problem, UsageError
+from raymerge.plan.build import PlanOptions
+from raymerge.plan.memory import DEFAULT_TASK_MEMORY_BYTES, MemoryRules
+from raymerge.sizes import parse_size
+from raymerge.storage import store_for
+
+Executor = Literal["ray", "inline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions:
+    """Options of a run; the plan's digest depends on `random_seed` and `out_shard_size` alone.
+
+    `task_cpus` is the number of threads that merge in one task (by default 1 on Ray, every core inline); `task_memory`
+    caps one task's memory above its worker's baseline; sizes are bytes or text such as "2GB". `nan` says whether
+    a result that is not finite fails the run or is only reported.
+    """
+
+    executor: Executor = "ray"
+    random_seed: int = 0
+    out_shard_size: int | str = "2GB"
+    device: str = "cpu"
+    address: str | None = None
+    task_cpus: int | None = None
+    task_memory: int | str = DEFAULT_TASK_MEMORY_BYTES
+    overwrite: bool = False
+    nan: Literal["error", "warn"] = "error"
+    copy_tokenizer: bool = True
+    write_model_card: bool = True
+    keep_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("executor", self.executor, ("ray", "inline"))
+        _check_choice("nan", self.nan, ("error", "warn"))
+        if self.task_cpus is not None and self.task_cpus < 1:
+            raise UsageError(Problem(subject="task_cpus", message=f"found {self.task_cpus}, expected at least 1"))
+
+    @property
+    def threads(self) -> int:
+        if self.task_cpus is not None:
+            return self.task_cpus
+        return available_cpus() if self.executor == "inline" else 1
+
+    def memory(self, out: str | None) -> MemoryRules:
+        """The memory rules of tasks that write to folder `out`."""
+        shard_bytes = parse_size(self.out_shard_size, subject="out_shard_size")
+        return MemoryRules(
+            budget_bytes=parse_size(self.task_memory, subject="task_memory"),
+            threads=self.threads,
+            upload_bytes=store_for(out).buffered_bytes(shard_bytes) if out is not None else 0,
+        )
+
+    def planning(self, out: str | None) -> PlanOptions:
+        return PlanOptions(
+            random_seed=self.random_seed,
+            shard_bytes=parse_size(self.out_shard_size, subject="out_shard_size"),
+            memory=self.memory(out),
+            copy_tokenizer=self.copy_tokenizer,
+        )
+
+
+def available_cpus() -> int:
+    """Cores this process may run on, which a container may limit below what the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_choice(subject: str, found: str, choices: tuple[str, ...]) -> None:
+    if found not in choices:
+        expected = " or ".join(choices)
+        raise UsageError(Problem(subject=subject, message=f"found {found!r}, expected {expected}"))
