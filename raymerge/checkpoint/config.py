@@ -11,7 +11,7 @@ from typing import Any
 
 from raymerge.checkpoint.layer_keys import cut_value, doubt
 from raymerge.dtypes import DType
-from raymerge.errors import Problem
+from raymerge.errors import CheckpointError, Problem
 
 Path = tuple[str, ...]
 
@@ -69,15 +69,17 @@ def with_layers(config: Mapping[str, Any], path: Path, kept: Sequence[int]) -> d
     """`config` for a stack of layers `kept`, numbers of the old stack that may repeat; `path` is the tower's.
 
     The count, every per-layer list and every list of layer numbers beside it are rewritten. Next-n layers are counted
-    apart from the stack and are no part of it: their count becomes 0. `layer_doubts` names what this cannot express.
+    apart from the stack and are no part of it: their count becomes 0. A number past the old stack (a layer of a deeper
+    model) takes the last layer's entries. `layer_doubts` names what this cannot express. Raises CheckpointError where
+    the config has no such count.
     """
     changed: dict[str, Any] = _copy(config)
     section, key = _find(changed, path)
     old = section[key]
-    assert all(0 <= index < old for index in kept)
+    kept = _within(kept, old)
     extra = _extra_layers(section)
     for name, value in section.items():
-        section[name] = cut_value(name, value, old, tuple(kept), extra)
+        section[name] = cut_value(name, value, old, kept, extra)
     for mirror, name in list(_same_counts(changed, section, key, old)):
         mirror[name] = len(kept)
     return changed
@@ -86,10 +88,22 @@ def with_layers(config: Mapping[str, Any], path: Path, kept: Sequence[int]) -> d
 def layer_doubts(config: Mapping[str, Any], path: Path, kept: Sequence[int]) -> tuple[Problem, ...]:
     """Warnings for settings that the kept layers break: a period of layer types, a threshold between two ranges."""
     section, key = _find(config, path)
-    if tuple(kept) == tuple(range(section[key])):
+    layers = section[key]
+    if tuple(kept) == tuple(range(layers)):
         return ()
     prefix = "".join(f"{part}." for part in path[:-1])
-    found = ((name, doubt(name, value, section, section[key], tuple(kept))) for name, value in section.items())
+    inside = _within(kept, layers)
+    deeper = (
+        "" if inside == tuple(kept) else f"layers past {layers - 1} took its last entry, as they lie past its model"
+    )
+    found = (
+        (
+            name,
+            doubt(name, value, section, layers, inside)
+            or (deeper if cut_value(name, value, layers, (), 0) == [] else ""),
+        )
+        for name, value in section.items()
+    )
     return tuple(
         Problem(subject=f"config.json {prefix}{name}", message=message, remedy="check this key of the output")
         for name, message in found
@@ -161,10 +175,22 @@ def _first(section: Mapping[str, Any], keys: Sequence[str]) -> int | None:
     return next((section[key] for key in keys if _is_count(section.get(key))), None)
 
 
+def _within(kept: Sequence[int], layers: int) -> tuple[int, ...]:
+    return tuple(min(index, layers - 1) for index in kept)
+
+
 def _find(config: Any, path: Path) -> tuple[Any, str]:
     section = config
     for part in path[:-1]:
-        section = section[part]
+        section = section.get(part) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping) or not _is_count(section.get(path[-1])) or not section[path[-1]]:
+        raise CheckpointError(
+            Problem(
+                subject="config.json",
+                message=f"has no layer count at {'.'.join(path)}, where another model of the recipe has it",
+                remedy="list a model of the output's architecture first, or as base_model",
+            )
+        )
     return section, path[-1]
 
 

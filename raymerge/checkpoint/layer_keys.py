@@ -62,9 +62,7 @@ def _cut_list(name: str, value: list[Any], layers: int, kept: Kept, extra_layers
         return _cut_attention_types(value, layers, kept)
     if _NUMBERS.fullmatch(name):
         return _renumber(value, layers, kept)
-    if len(value) in (layers, layers + extra_layers) and _speaks_of_layers(name, layers):
-        return [value[index] for index in kept]
-    return value
+    return [value[index] for index in kept] if is_per_layer(name, value, layers, extra_layers) else value
 
 
 def _cut_count(name: str, value: int, layers: int, kept: Kept) -> int:
@@ -73,6 +71,14 @@ def _cut_count(name: str, value: int, layers: int, kept: Kept) -> int:
     if name in _LEADING:
         return _leading(value, kept)
     return _leading(value, _from_the_end(layers, kept)) if name in _TRAILING else value
+
+
+def is_per_layer(name: str, value: Any, layers: int, extra_layers: int = 0) -> bool:
+    """Whether `value` is a list with an entry for each layer, by its name, or by its length where the name is unknown."""
+    if not isinstance(value, list) or len(value) not in (layers, layers + extra_layers) or _NUMBERS.fullmatch(name):
+        return False
+    by_length = layers >= _FEWEST_FOR_LENGTH_ALONE and not _UNRELATED.fullmatch(name)
+    return by_length or _PER_LAYER.fullmatch(name) is not None
 
 
 def doubt(name: str, value: Any, section: Mapping[str, Any], layers: int, kept: Kept) -> str:
@@ -110,12 +116,6 @@ def _is_idle(name: str, section: Mapping[str, Any]) -> bool:
 
 def _is_int(value: object) -> bool:
     return type(value) is int
-
-
-def _speaks_of_layers(name: str, layers: int) -> bool:
-    if _PER_LAYER.fullmatch(name):
-        return True
-    return layers >= _FEWEST_FOR_LENGTH_ALONE and not _UNRELATED.fullmatch(name)
 
 
 def _leading(count: int, kept: Kept) -> int:

@@ -16,6 +16,7 @@ from raymerge.checkpoint.config import (
     with_layers,
 )
 from raymerge.dtypes import DType
+from raymerge.errors import CheckpointError
 
 TOWERS = {
     "llama": ({"num_hidden_layers": 32, "hidden_size": 4096}, {("num_hidden_layers",): 32}),
@@ -133,6 +134,18 @@ def test_encoder_and_decoder_are_cut_apart():
     assert with_layers(config, ("encoder_layers",), (0,)) == {**config, "encoder_layers": 1, "num_hidden_layers": 1}
     t5 = {"num_layers": 4, "num_decoder_layers": 4}
     assert with_layers(t5, ("num_decoder_layers",), (0, 0)) == {"num_layers": 4, "num_decoder_layers": 2}
+
+
+def test_layers_of_a_deeper_model_take_the_last_entry_with_a_warning():
+    config = {"num_hidden_layers": 2, "layer_types": ["a", "b"], "rope_theta": 1, "eos_token_id": [1, 2]}
+    path = ("num_hidden_layers",)
+    assert with_layers(config, path, (0, 1, 5))["layer_types"] == ["a", "b", "b"]
+    assert [problem.subject for problem in layer_doubts(config, path, (0, 1, 5))] == ["config.json layer_types"]
+
+
+def test_a_count_that_another_model_spells_otherwise_is_refused():
+    with pytest.raises(CheckpointError, match="no layer count at text_config"):
+        with_layers({"n_layer": 2}, ("text_config", "num_hidden_layers"), (0,))
 
 
 def test_all_layers_kept_is_the_identity_but_for_next_n_layers():
