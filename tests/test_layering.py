@@ -125,5 +125,11 @@ def test_importing_raymerge_is_light() -> None:
     assert loaded_by("import raymerge") == set()
 
 
+def test_functions_of_the_package_outlive_the_import_of_parts_of_the_same_name() -> None:
+    parts = ", ".join(f"raymerge.{part}" for part in DEPTH if (ROOT / "raymerge" / part).is_dir())
+    check = "assert all(callable(each) for each in (raymerge.merge, raymerge.plan, raymerge.load_recipe))"
+    assert loaded_by(f"import raymerge\nimport {parts}, raymerge.merge.shard\n{check}") <= {"numba", "torch"}
+
+
 def test_heavy_libraries_are_seen() -> None:
     assert loaded_by("import numba") == {"numba"}
