@@ -74,7 +74,7 @@ def _cut_count(name: str, value: int, layers: int, kept: Kept) -> int:
 
 
 def is_per_layer(name: str, value: Any, layers: int, extra_layers: int = 0) -> bool:
-    """Whether `value` is a list with an entry for each layer, by its name, or by its length where the name is unknown."""
+    """Whether `value` is a list with an entry for each layer, by its name, or by its length if the name is unknown."""
     if not isinstance(value, list) or len(value) not in (layers, layers + extra_layers) or _NUMBERS.fullmatch(name):
         return False
     by_length = layers >= _FEWEST_FOR_LENGTH_ALONE and not _UNRELATED.fullmatch(name)
