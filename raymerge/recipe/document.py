@@ -15,8 +15,10 @@ from raymerge.recipe.nouns import Scalar
 # The largest recipes in public model cards (one slice per layer, one gradient per projection) have some 10,000 nodes,
 # 200 KB and depth 8. Nodes are counted after aliases are expanded, which is what makes a "YAML bomb" large.
 MAX_BYTES = 1 << 20
-MAX_NODES = 100_000
-MAX_DEPTH = 32
+MAX_NODES = 50_000
+MAX_DEPTH = 16
+_MAX_NUMBER = 400  # characters; float64 has at most 309 digits, and longer ones take quadratic time to convert
+_MAX_SHOWN = 80  # characters of a key in a path: a long one, below many aliases, would fill the memory with paths
 
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SCALAR_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
@@ -95,7 +97,9 @@ def paths(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def join(path: str, key: str) -> str:
-    """The path of `key` in the mapping at `path`."""
+    """The path of `key` in the mapping at `path`. Very long keys are cut."""
+    if len(key) > _MAX_SHOWN:
+        key = f"{key[: _MAX_SHOWN - 3]}..."
     return f"{path}.{key}" if path else key
 
 
@@ -215,8 +219,8 @@ class _Composer:
         return Node(value=self.construct(tag, text), line=line, text=text)
 
     def construct(self, tag: str, text: str) -> Scalar | None:
-        """A date, or a number that cannot be read as one, stays text."""
-        if tag not in _SCALAR_TAGS or tag.endswith(":str"):
+        """Dates stay text, and so do what YAML 1.1 takes for numbers of base 60 (12:30) and endless digits."""
+        if tag not in _SCALAR_TAGS or tag.endswith(":str") or ":" in text or len(text) > _MAX_NUMBER:
             return text
         try:
             value: Scalar | None = self.loader.construct_object(yaml.ScalarNode(tag, text))
@@ -226,7 +230,11 @@ class _Composer:
 
     def refuse_tag(self, tag: str, line: int) -> None:
         self.problems.append(
-            Problem(message=f"found the tag {tag!r}, recipes hold plain values", line=line, remedy="drop the tag")
+            Problem(
+                message=f"found the tag {tag[:_MAX_SHOWN]!r}, recipes hold plain values",
+                line=line,
+                remedy="drop the tag",
+            )
         )
 
     def mapping(self, frame: _Frame) -> Node:

@@ -16,7 +16,7 @@ from raymerge.errors import Problem, RecipeError
 from raymerge.recipe.assemble import assemble
 from raymerge.recipe.document import MAX_BYTES, MAX_DEPTH, Document, Node, UnreadableError, join, paths, read_document
 from raymerge.recipe.nouns import ModelReference, Recipe
-from raymerge.recipe.report import Report, TooManyProblemsError
+from raymerge.recipe.report import MAX_PROBLEMS, Report, TooManyProblemsError
 from raymerge.recipe.suggest import did_you_mean
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
@@ -56,15 +56,14 @@ def parse_recipe(text: str) -> ParsedRecipe:
     root = document.roots[0]
     report = Report()
     report.index(root, "")
-    report.problems.extend(_with_paths(document.problems, root))
+    report.problems.extend(_with_paths(document.problems[:MAX_PROBLEMS], root))
     recipe = None
     try:
         _refuse_stages(document, report)
         recipe = assemble(root, text, report)
     except TooManyProblemsError:
-        report.problems.append(
-            Problem(message=f"more than {len(report.problems)} problems", remedy="is this a recipe?")
-        )
+        message = f"found more than {len(report.problems)} problems, the rest of the text is not read"
+        report.problems.append(Problem(message=message, remedy="is this a recipe?"))
     problems = sorted(report.problems, key=lambda problem: problem.line or 0)
     return ParsedRecipe(recipe=recipe, problems=tuple(problems), warnings=tuple(report.warnings))
 
@@ -72,8 +71,8 @@ def parse_recipe(text: str) -> ParsedRecipe:
 def read_recipe_text(config: str | Path | Mapping[str, Any], *, read_url: Callable[[str], str]) -> str:
     """The recipe's YAML text.
 
-    `config` is a path, a URL (read by `read_url`), YAML text, or a mapping. A text of several lines is YAML; one line is
-    a URL, else an existing file, else YAML if it starts like a mapping, else a file that is missing.
+    `config` is a path, a URL (read by `read_url`), YAML text, or a mapping. A text of several lines is YAML; one line
+    is a URL, else an existing file, else YAML if it starts like a mapping, else a file that is missing.
     Raises RecipeError naming the file, or whatever `read_url` raises.
     """
     if isinstance(config, Mapping):

@@ -18,6 +18,7 @@ import re
 
 from raymerge.recipe.nouns import ModelReference
 
+_MAX_LENGTH = 4096  # PATH_MAX on Linux
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PATH_START = re.compile(r"/|\.\.?/|~|\.\.?$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^+]+)?")
@@ -28,14 +29,16 @@ def parse_reference(text: str) -> ModelReference:
     text = text.strip()
     if not text:
         raise ValueError("found an empty name, expected a hub id, a path or a URL")
+    if len(text) > _MAX_LENGTH or not text.isprintable():
+        raise ValueError(f"found {_shown(text)}, expected a name of at most {_MAX_LENGTH} printable characters")
     place = _adapter_place(text)
     if place is None:
         return parse_model(text)
     base, adapter = text[:place], text[place + 1 :]
     if not base or not adapter:
-        raise ValueError(f"found {text!r}, expected a model on both sides of the '+'")
+        raise ValueError(f"found {_shown(text)}, expected a model on both sides of the '+'")
     if not is_local_path(adapter) and not is_url(adapter) and "+" in adapter:
-        raise ValueError(f"found {text!r}, expected one adapter at most")
+        raise ValueError(f"found {_shown(text)}, expected one adapter at most")
     model = parse_model(base)
     return ModelReference(path=model.path, revision=model.revision, adapter=parse_model(adapter))
 
@@ -46,7 +49,7 @@ def parse_model(text: str) -> ModelReference:
         return ModelReference(path=text)
     path, separator, revision = text.partition("@")
     if not path.removeprefix("hf://") or (separator and not revision):
-        raise ValueError(f"found {text!r}, expected a model and a revision around the '@'")
+        raise ValueError(f"found {_shown(text)}, expected a model and a revision around the '@'")
     return ModelReference(path=path, revision=revision or None)
 
 
@@ -55,7 +58,7 @@ def is_url(text: str) -> bool:
 
 
 def is_local_path(text: str) -> bool:
-    """Whether the text can only be a path; `org/name` and plain words are hub ids until a folder of that name is found."""
+    """Whether the text can only be a path. `org/name` and plain words are hub ids, unless a folder is so named."""
     return not is_url(text) and (_PATH_START.match(text) is not None or text.partition("@")[0].count("/") > 1)
 
 
@@ -84,3 +87,7 @@ def _separates(before: str, after: str) -> bool:
     if is_local_path(before):
         return explicit or _HUB_ID.fullmatch(after) is not None
     return True
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -22,7 +22,7 @@ def evaluate(setting: Setting, *, tensor_name: str, t: float) -> Scalar | None:
     if not isinstance(value, tuple):
         return value
     if value and isinstance(value[0], Condition):
-        for condition in cast("tuple[Condition, ...]", value):
+        for condition in value:
             if _matches(condition.filter, tensor_name):
                 return _at(condition.value, t)
         return None

@@ -74,7 +74,7 @@ def _check_token_source(node: Node, path: str, report: Report) -> None:
 
 
 def _read_source(node: Node | None, path: str, report: Report) -> str | None:
-    """ "union", "base" or a model, as written."""
+    """The source as written: union, base or a model."""
     if node is None:
         return None
     if isinstance(node.value, str):

@@ -161,7 +161,7 @@ def _read_part(node: Node, path: str, report: Report) -> ModelReference | None:
 
 
 def _read_path(node: Node, revision: str | None, path: str, report: Report) -> ModelReference | None:
-    if not isinstance(node.value, str) or not node.value.strip():
+    if not isinstance(node.value, str) or not node.value.strip() or not node.value.strip().isprintable():
         report.problem(node, path, f"found {describe(node)}, expected a hub id (org/name), a path or a URL")
         return None
     text = node.value.strip()
@@ -176,7 +176,9 @@ def _read_path(node: Node, revision: str | None, path: str, report: Report) -> M
 
 def _number_in(text: str) -> Scalar:
     stripped = text.strip()
-    if len(stripped) <= _MAX_DIGITS and _NUMBER.fullmatch(stripped):
+    if _NUMBER.fullmatch(stripped):
+        if len(stripped) > _MAX_DIGITS:
+            return math.nan
         return float(stripped) if any(letter in stripped for letter in ".eE") else int(stripped)
     if stripped.lower().lstrip("+-.") in _NOT_FINITE:
         return math.nan
