@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymerge.checkpoint.layer_keys import cut_value, doubt
+from raymerge.checkpoint.layer_keys import cut_value, doubt, is_per_layer
 from raymerge.dtypes import DType
 from raymerge.errors import CheckpointError, Problem
 
@@ -93,17 +93,10 @@ def layer_doubts(config: Mapping[str, Any], path: Path, kept: Sequence[int]) -> 
         return ()
     prefix = "".join(f"{part}." for part in path[:-1])
     inside = _within(kept, layers)
-    deeper = (
-        "" if inside == tuple(kept) else f"layers past {layers - 1} took its last entry, as they lie past its model"
-    )
-    found = (
-        (
-            name,
-            doubt(name, value, section, layers, inside)
-            or (deeper if cut_value(name, value, layers, (), 0) == [] else ""),
-        )
-        for name, value in section.items()
-    )
+    found = [(name, doubt(name, value, section, layers, inside)) for name, value in section.items()]
+    if inside != tuple(kept):
+        message = f"layers from a deeper model took the entry of layer {layers - 1}, the last one here"
+        found += [(name, message) for name, value in section.items() if is_per_layer(name, value, layers)]
     return tuple(
         Problem(subject=f"config.json {prefix}{name}", message=message, remedy="check this key of the output")
         for name, message in found
