@@ -13,7 +13,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import serialize_file
 
 LAYERS, HIDDEN, INNER, HEADS, VOCABULARY = 8, 256, 704, 8, 4096
 EXPERTS = ("writer", "coder")
@@ -90,11 +89,7 @@ def bfloat16_bytes(values: np.ndarray) -> bytes:
 
 def write_checkpoint(folder: Path, weights: dict[str, np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
-    tensors = {
-        name: {"dtype": "bfloat16", "shape": list(array.shape), "data": bfloat16_bytes(array)}
-        for name, array in weights.items()
-    }
-    serialize_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / "model.safetensors", {name: bfloat16_bytes(array) for name, array in weights.items()})
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -128,6 +123,18 @@ def write_checkpoint(folder: Path, weights: dict[str, np.ndarray]) -> None:
     write_json(folder / "tokenizer.json", tokenizer)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+
+def write_safetensors(path: Path, tensors: dict[str, bytes]) -> None:
+    """The format: the header's length, a JSON header, then each tensor's bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": shapes()[name], "data_offsets": [begin, begin + len(data)]}
+        begin += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
 
 
 def write_json(path: Path, value: object) -> None:

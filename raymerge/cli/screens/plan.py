@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -92,15 +92,47 @@ def _identity(model: Checkpoint) -> Text:
 
 
 def _parameters(plan: Plan) -> RenderableType:
-    """Effective values at a few layers; one that is the same everywhere stands once."""
-    shown = sample_layers(plan.layer_count)
+    """Effective values: at a few layers where they change with depth, else once, models side by side."""
     names = letters(plan)
-    table = grid({"overflow": "fold"}, *({"justify": "right", "no_wrap": True} for _ in shown or (0,)), {})
-    if any(len(row.values) > 1 for row in plan.parameters_by_layer):
-        table.add_row(Text("layer", style="dim"), *(Text(str(layer), style="dim") for layer in shown))
+    layered = {row.name for row in plan.parameters_by_layer if len(row.values) > 1}
+    parts: list[RenderableType] = []
+    if layered:
+        parts.append(_layer_table([row for row in plan.parameters_by_layer if row.name in layered], plan, names))
+    constant: dict[str, list[str]] = {}
     for row in plan.parameters_by_layer:
-        table.add_row(Text(_row_name(row, names)), *_row_values(row, shown))
+        if row.name not in layered:
+            constant.setdefault(row.name, []).append(_constant(row, names))
+    if constant:
+        table = grid({"style": "dim", "no_wrap": True}, {"overflow": "fold"})
+        per_model = {row.name for row in plan.parameters_by_layer if row.model}
+        for name in (name for name in constant if name in per_model):
+            table.add_row(name, Text(", ".join(constant[name])))
+        shared = [f"{name} {each}" for name, values in constant.items() if name not in per_model for each in values]
+        if shared:
+            table.add_row("shared", Text(", ".join(shared)))
+        parts.append(table)
+    return Group(*parts)
+
+
+def _constant(row: ParameterRow, names: Mapping[str, str]) -> str:
+    of = " ".join(part for part in (names.get(row.model, row.model), _filter(row)) if part)
+    return f"{of} {value(row.values[0])}".strip() if row.values else of
+
+
+def _layer_table(rows: Sequence[ParameterRow], plan: Plan, names: Mapping[str, str]) -> RenderableType:
+    shown = sample_layers(plan.layer_count)
+    table = grid({"overflow": "fold"}, *({"justify": "right", "no_wrap": True} for _ in shown))
+    table.add_row(Text("layer", style="dim"), *(Text(str(layer), style="dim") for layer in shown))
+    for row in rows:
+        of = names.get(row.model, row.model)
+        name = "  ".join(part for part in (row.name, of, _filter(row) or "everything else") if part)
+        at = row.values if len(row.values) > 1 else row.values * plan.layer_count
+        table.add_row(Text(name), *(value(at[layer]) if layer < len(at) else "" for layer in shown))
     return table
+
+
+def _filter(row: ParameterRow) -> str:
+    return f"*{row.subject}*" if row.subject else ""
 
 
 def sample_layers(layer_count: int) -> tuple[int, ...]:
@@ -108,21 +140,6 @@ def sample_layers(layer_count: int) -> tuple[int, ...]:
     if layer_count <= _SHOWN_LAYERS:
         return tuple(range(layer_count))
     return tuple(i * (layer_count - 1) // (_SHOWN_LAYERS - 1) for i in range(_SHOWN_LAYERS))
-
-
-def _row_name(row: ParameterRow, names: dict[str, str]) -> str:
-    parts = [row.name]
-    if row.model:
-        parts.append(names.get(row.model, row.model))
-    if row.subject:
-        parts.append(f"*{row.subject}*")
-    return "  ".join(parts)
-
-
-def _row_values(row: ParameterRow, shown: Sequence[int]) -> list[str]:
-    if len(row.values) == 1:
-        return [value(row.values[0])]
-    return [value(row.values[layer]) if layer < len(row.values) else "" for layer in shown]
 
 
 def _figures(plan: Plan, around: Surroundings) -> RenderableType:
@@ -157,7 +174,7 @@ def _disk(plan: Plan, around: Surroundings) -> str:
     return f"{needed}, {format_size(around.free_bytes)} free" if around.free_bytes is not None else needed
 
 
-def dropped_lines(ledger: Iterable[LedgerLine], names: dict[str, str]) -> list[str]:
+def dropped_lines(ledger: Iterable[LedgerLine], names: Mapping[str, str]) -> list[str]:
     """One line for each rule that dropped tensors of a model, with the first few names."""
     lines = []
     for line in ledger:

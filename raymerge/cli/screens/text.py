@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from rich.table import Table
-from rich.text import Text
 
 
 def grid(*columns: dict[str, object]) -> Table:
@@ -49,14 +46,5 @@ def value(setting: object) -> str:
     if isinstance(setting, bool):
         return "true" if setting else "false"
     if isinstance(setting, float):
-        return f"{setting:g}"
+        return f"{setting:.4g}"
     return str(setting)
-
-
-def dim(text: str) -> Text:
-    return Text(text, style="dim")
-
-
-def lines(parts: Iterable[str], style: str = "") -> Text:
-    """Several lines as one text, never read as markup."""
-    return Text("\n".join(parts), style=style)
