@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import write_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,6 +124,15 @@ def loaded_by(code: str) -> set[str]:
 
 def test_importing_raymerge_is_light() -> None:
     assert loaded_by("import raymerge") == set()
+
+
+def test_planning_local_models_is_light(tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base")
+    models = [{"model": str(write_llama(tmp_path / name, delta_of=base)), "parameters": {"weight": 1}} for name in "ab"]
+    recipe = {"merge_method": "ties", "base_model": str(base), "models": models}
+    assert (
+        loaded_by(f"import raymerge\nassert raymerge.plan({recipe!r}, {str(tmp_path / 'out')!r}).tensor_count") == set()
+    )
 
 
 def test_functions_of_the_package_outlive_the_import_of_parts_of_the_same_name() -> None:
