@@ -9,6 +9,7 @@ from functools import cache
 
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.crc32 import crc32_combine
+from raymerge.storage.traffic import Traffic, traffic
 from raymerge.storage.urls import base_name, is_local, join_url, normalize_url, parent_url, redact, scheme_of
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectWriter",
     "Store",
+    "Traffic",
     "base_name",
     "crc32_combine",
     "is_local",
@@ -25,6 +27,7 @@ __all__ = [
     "redact",
     "scheme_of",
     "store_for",
+    "traffic",
 ]
 
 
@@ -39,7 +42,7 @@ def _store(scheme: str) -> Store:
         from raymerge.storage.local import LocalStore
 
         return LocalStore()
-    if scheme in ("s3", "s3a"):
+    if scheme == "s3":
         from raymerge.storage.s3 import S3Store
 
         return S3Store()

@@ -18,6 +18,7 @@ from raymerge.errors import (
     TransientStorageError,
 )
 from raymerge.storage.base import ObjectInfo
+from raymerge.storage.traffic import count as count_traffic
 
 _ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -116,3 +117,4 @@ def fill(url: str, descriptor: int, view: memoryview, offset: int) -> None:
                 )
             )
         done += count
+    count_traffic(read_bytes=done)

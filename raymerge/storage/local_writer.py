@@ -18,6 +18,7 @@ from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter
 from raymerge.storage.crc32 import crc32, crc32_combine
 from raymerge.storage.linux import allocate, start_writeback
 from raymerge.storage.local_files import check_version, file_info, open_file, translated
+from raymerge.storage.traffic import count as count_traffic
 from raymerge.storage.urls import is_local
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class LocalWriter(ObjectWriter):
         else:
             self._crc32 = crc32_combine(self._crc32, checksum, len(view))
         self._advance(len(view))
+        count_traffic(written_bytes=len(view))
 
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes
@@ -199,6 +201,7 @@ class LocalWriter(ObjectWriter):
             done += count
         self._crc32 = crc32(view[:done], self._crc32)
         self._advance(done)
+        count_traffic(copied_bytes=done)
         if done < len(view):
             self._append(view[done:])
 

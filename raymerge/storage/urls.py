@@ -30,6 +30,7 @@ def normalize_url(text: str, *, cwd: str | None = None) -> str:
         text = unquote(urlsplit(text).path) if scheme == "file" else text[len("local://") :]
     elif scheme:
         rest = text[len(scheme) + 3 :].rstrip("/")
+        scheme = {"s3a": "s3", "s3n": "s3"}.get(scheme, scheme)  # Hadoop's spellings
         return f"{scheme}://{rest}"
     path = os.path.expanduser(text)  # noqa: PTH111 (pathlib would raise for an unknown user)
     return os.path.normpath(os.path.join(cwd or os.getcwd(), path))  # noqa: PTH109, PTH118

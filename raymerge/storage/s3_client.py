@@ -1,0 +1,227 @@
+"""botocore clients for this process, and what their errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from raymerge.errors import AccessError, ChangedError, NotFoundError, Problem, StorageError, TransientStorageError
+from raymerge.storage.process import PerProcess
+from raymerge.storage.retry import Again, Limiter, attempt
+from raymerge.storage.urls import redact
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 10
+READ_TIMEOUT_SECONDS = 30  # of silence, not of the whole answer
+CONNECTIONS = 128
+
+_THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
+              "RequestLimitExceeded", "RequestThrottled", "BandwidthLimitExceeded", "ServiceUnavailable"}  # fmt: skip
+_AGAIN = {"InternalError", "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "InternalServerError",
+          "ConditionalRequestConflict", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}  # fmt: skip
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "NoAuthTokenError",
+                   "CredentialRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "LoginRefreshRequired",
+                   "LoginTokenLoadError")  # fmt: skip
+_TRANSPORT = ("HTTPClientError", "ConnectionError", "IncompleteReadError", "ChecksumError", "FlexibleChecksumError",
+              "MetadataRetrievalError", "ResponseStreamingError")  # fmt: skip
+
+read_limiter = PerProcess(lambda: Limiter(32))
+write_limiter = PerProcess(lambda: Limiter(32))
+copy_limiter = PerProcess(lambda: Limiter(64))
+
+
+class UploadGoneError(TransientStorageError):
+    """A multipart upload is complete or aborted already."""
+
+
+class _Clients:
+    """The client in use. It is made anew when the environment that configured it changes or its credentials expire."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._environment = ""
+        self._made_at = 0.0
+
+    def current(self) -> Any:
+        environment = _environment()
+        with self._lock:
+            if self._client is None or environment != self._environment:
+                self._make(environment)
+            return self._client
+
+    def renew(self, used: Any) -> bool:
+        """Load credentials again, unless `used` had just done so. Says whether another try makes sense."""
+        with self._lock:
+            if used is self._client:
+                if time.monotonic() - self._made_at < 10.0:
+                    return False
+                self._make(_environment())
+            return True
+
+    def _make(self, environment: str) -> None:
+        self._client = _new_client()
+        self._environment = environment
+        self._made_at = time.monotonic()
+
+
+_clients = PerProcess(_Clients)
+
+
+def current_client() -> Any:
+    return _clients.get().current()
+
+
+def _environment() -> str:
+    """What AWS variables say, hashed: a notebook may set them after a first failed try."""
+    text = "\0".join(f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith("AWS_"))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _new_client() -> Any:
+    import botocore.session
+    from botocore import UNSIGNED
+
+    with _errors_of("S3", None):
+        session = botocore.session.Session()
+        unsigned = session.get_credentials() is None  # public buckets need none
+        options: dict[str, Any] = {"signature_version": UNSIGNED} if unsigned else {}
+        style = session.get_scoped_config().get("s3", {}).get("addressing_style")
+        client = session.create_client("s3", config=_config(style, options))
+        if style is None and "amazonaws.com" not in client.meta.endpoint_url:
+            # bucket.minio.internal rarely resolves: other servers are asked by path unless the profile says otherwise
+            client = session.create_client("s3", config=_config("path", options))
+        return client
+
+
+def _config(style: str | None, options: dict[str, Any]) -> Any:
+    from botocore.config import Config
+
+    common: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "read_timeout": READ_TIMEOUT_SECONDS,
+        "max_pool_connections": CONNECTIONS,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},  # retry.py does it, with jitter and in view
+        # Every body carries a CRC32 header, which the signature covers: hashing it again would cost 0.5 s per GB.
+        "s3": {"payload_signing_enabled": False, **({"addressing_style": style} if style else {})},
+        "user_agent_extra": "raymerge",
+        **options,
+    }
+    try:
+        return Config(
+            request_checksum_calculation="when_required", response_checksum_validation="when_required", **common
+        )
+    except TypeError:  # botocore before 1.36 has no such options and adds no checksums by itself
+        return Config(**common)
+
+
+def call(
+    operation: Callable[[Any], T],
+    *,
+    url: str,
+    limiter: Limiter,
+    version: str = "",
+    stop: threading.Event | None = None,
+) -> T:
+    """`operation(client)` with retries; botocore's errors become the project's."""
+
+    def once() -> T:
+        client = current_client()
+        with _errors_of(url, client, version):
+            return operation(client)
+
+    return attempt(once, url=url, limiter=limiter, stop=stop)
+
+
+@contextlib.contextmanager
+def _errors_of(url: str, client: Any, version: str = "") -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _service_error(error, url, client, version) from error
+    except BotoCoreError as error:
+        raise _client_error(error, url) from error
+    except (OSError, HTTPError) as error:
+        raise Again(f"{type(error).__name__}: {redact(str(error))}") from error
+
+
+def _service_error(error: Any, url: str, client: Any, version: str) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    text = redact(str(error.response.get("Error", {}).get("Message", "")))
+    reason = f"{status} {code}: {text}" if code != str(status) else f"{status} {text}"
+    if code in _EXPIRED:
+        if _clients.get().renew(client):
+            return Again(reason)
+        return AccessError(
+            Problem(subject=redact(url), message=f"the credentials have expired ({code})", remedy="renew them")
+        )
+    if code in _THROTTLED or status in (429, 503):
+        return Again(reason, throttled=True)
+    if code in _AGAIN or (status >= 500 and status != 501) or status == 408:
+        return Again(reason)
+    return _final_error(status, code, reason, url, version)
+
+
+def _final_error(status: int, code: str, reason: str, url: str, version: str) -> StorageError:
+    place = redact(url)
+    if status == 404:
+        if code == "NoSuchUpload":
+            return UploadGoneError(
+                Problem(subject=place, message="the unfinished upload was aborted by another process")
+            )
+        what = "the bucket does not exist" if code == "NoSuchBucket" else "does not exist"
+        return NotFoundError(Problem(subject=place, message=what))
+    if status == 412:
+        return ChangedError(
+            Problem(
+                subject=place,
+                message=f"the object changed since planning (it was {version})",
+                remedy="run again once nothing writes to it",
+            )
+        )
+    if status in (401, 403):
+        return AccessError(
+            Problem(
+                subject=place,
+                message=f"no access ({reason})",
+                remedy="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, the node's role) and the bucket policy",
+            )
+        )
+    return StorageError(Problem(subject=place, message=f"the store answered {reason}"))
+
+
+def _client_error(error: Exception, url: str) -> Exception:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = f"{type(error).__name__}: {redact(str(error))}"
+    if names.intersection(_NO_CREDENTIALS):
+        return AccessError(
+            Problem(
+                subject=redact(url),
+                message=f"no usable credentials ({text})",
+                remedy="set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role",
+            )
+        )
+    if names.intersection(_TRANSPORT):
+        return Again(text)
+    return StorageError(Problem(subject=redact(url), message=text))
+
+
+@lru_cache(maxsize=4096)
+def parse_s3_url(url: str) -> tuple[str, str]:
+    """(bucket, key); the key of a bucket's root is ""."""
+    bucket, _, key = url.partition("://")[2].partition("/")
+    if not bucket:
+        raise StorageError(Problem(subject=redact(url), message="names no bucket", remedy="write s3://BUCKET/PATH"))
+    return bucket, key
