@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raymerge.errors import PlanError, RecipeError
-from raymerge.events import Event
+from raymerge.events import Event, RunStarted
 from raymerge.opening import open_models
 from raymerge.options import MergeOptions
+from raymerge.output.journal import (
+    Destination,
+    begin,
+    finish,
+    inspect_destination,
+    known_receipts,
+    probe_destination,
+)
+from raymerge.output.side_files import side_files
 from raymerge.plan.build import build_plan
-from raymerge.plan.nouns import Plan
+from raymerge.plan.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
 from raymerge.running import ShardWork, open_runner
 from raymerge.storage import normalize_url, store_for
-
-if TYPE_CHECKING:
-    import torch
 
 Config = str | Path | Mapping[str, Any]
 _MAX_RECIPE_BYTES = 1 << 20
@@ -47,17 +53,27 @@ def ignore_event(event: Event) -> None:
 def merge(
     config: Config, out: str | Path, *, on_event: Callable[[Event], None] = ignore_event, **options: Any
 ) -> MergeResult:
+    """Merge the models of a recipe into folder or URL `out`; the keywords are the fields of `MergeOptions`.
+
+    `config` is a path, a URL, YAML text or a mapping. The same call continues what an earlier one did not finish.
+    Raises RaymergeError: before anything is written where the recipe, its inputs or the destination are to blame.
+    """
     chosen = MergeOptions(**options)
     started = time.monotonic()
     target = normalize_url(str(out))
-    with open_runner(chosen, on_event) as run:
-        planned = make_plan(config, target, chosen)
-        receipts = list(run(planned, target, tuple(ShardWork(shard=shard) for shard in planned.shards)))
+    with open_runner(chosen, on_event) as run:  # a private Ray starts while the plan is made
+        planned, destination = _plan_for(config, target, chosen)
+        begin(planned, destination, side_files(planned))
+        known = known_receipts(planned, destination)
+        work = _work(planned, destination, known)
+        on_event(_run_started(planned, destination, work))
+        receipts = [*known, *run(planned, target, work)]
+        finish(planned, target, receipts)
     return MergeResult(
         out=target,
         plan_digest=planned.digest,
         shard_count=len(planned.shards),
-        kept_count=0,
+        kept_count=len(destination.kept),
         nbytes=sum(receipt.nbytes for receipt in receipts),
         seconds=time.monotonic() - started,
         retries=0,
@@ -65,8 +81,15 @@ def merge(
 
 
 def plan(config: Config, out: str | Path | None = None, **options: Any) -> Plan:
-    target = normalize_url(str(out)) if out is not None else None
-    return make_plan(config, target, MergeOptions(**options))
+    """Plan a merge from headers alone. With `out`, the destination is checked as `merge` would, and nothing written.
+
+    Raises PlanError with everything that is wrong.
+    """
+    chosen = MergeOptions(**options)
+    if out is None:
+        return _make_plan(config, None, chosen)
+    planned, _ = _plan_for(config, normalize_url(str(out)), chosen)
+    return planned
 
 
 def load_recipe(config: Config) -> Recipe:
@@ -74,17 +97,48 @@ def load_recipe(config: Config) -> Recipe:
     return check_recipe(read_recipe_text(config, read_url=_read_url))
 
 
-def make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
+def _plan_for(config: Config, out: str, options: MergeOptions) -> tuple[Plan, Destination]:
+    planned = _make_plan(config, out, options)
+    destination = inspect_destination(planned, out, overwrite=options.overwrite)
+    if destination.problems:
+        raise PlanError(*destination.problems)
+    return planned, destination
+
+
+def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
     parsed = parse_recipe(read_recipe_text(config, read_url=_read_url))
     if parsed.recipe is None:
         raise RecipeError(*parsed.problems)
     opened = open_models(parsed.recipe)
+    unusable = probe_destination(out, (each.url for each in opened.checkpoints.values())) if out is not None else ()
     return build_plan(
         parsed.recipe,
         opened.checkpoints,
         options.planning(out),
-        known_problems=(*parsed.problems, *opened.problems),
+        known_problems=(*parsed.problems, *opened.problems, *unusable),
         known_warnings=parsed.warnings,
+    )
+
+
+def _work(planned: Plan, destination: Destination, known: tuple[ShardReceipt, ...]) -> tuple[ShardWork, ...]:
+    """What is left to do: shards to make, and finished ones whose checksum nobody lived to note."""
+    settled = {receipt.file_name for receipt in known}
+    return tuple(
+        ShardWork(shard=shard, only_checksum=shard.file_name in destination.kept)
+        for shard in planned.shards
+        if shard.file_name not in settled
+    )
+
+
+def _run_started(planned: Plan, destination: Destination, work: tuple[ShardWork, ...]) -> RunStarted:
+    to_make = [each.shard for each in work if not each.only_checksum]
+    return RunStarted(
+        plan_digest=planned.digest,
+        out=destination.out,
+        shard_count=len(planned.shards),
+        kept_count=len(destination.kept),
+        read_bytes=sum(shard.read_bytes for shard in to_make),
+        write_bytes=sum(shard.tensor_bytes for shard in to_make),
     )
 
 

@@ -32,8 +32,8 @@ class SourceFile:
     """One weight file.
 
     `version` is checked on every read (etag, commit, or size and mtime): a file that changed since planning is an
-    error. `identity` says what the content is, wherever it lies, and enters the plan's digest: etag and size on S3, the
-    content hash on the hub, size and header checksum on a disk.
+    error. `identity` stands for the content and enters the plan's digest: etag and size on S3, the content hash on the
+    hub; a disk knows no such thing, so there it is place, size, time of change and header.
     """
 
     url: str

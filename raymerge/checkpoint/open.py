@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from raymerge.checkpoint.header import LENGTH_BYTES, Entry, header_nbytes, parse_header
 from raymerge.checkpoint.layout import (
@@ -97,6 +98,17 @@ def _config(store: Store, infos: Mapping[str, ObjectInfo], *, display: str) -> M
     )
 
 
+def _identity_on_disk(info: ObjectInfo, header: bytes) -> str:
+    """Stands for the content where the store knows no checksum of it: place, size, time of change, and the header.
+
+    Size and header alone would not do: fine-tunes of one model have both in common, and images and archives give
+    many files one time. Taken for another, a model would be missing from the merge without a word.
+    """
+    place = str(Path(info.url).resolve()) if is_local(info.url) else info.url
+    told = hashlib.sha256(f"{place}\n{info.version}\n".encode() + header)
+    return f"{info.nbytes}-{told.hexdigest()}"
+
+
 def _weight_files(
     store: Store, infos: Mapping[str, ObjectInfo], layout: WeightLayout, *, display: str
 ) -> tuple[_WeightFile, ...]:
@@ -119,7 +131,7 @@ def _weight_file(store: Store, name: str, info: ObjectInfo, display: str) -> _We
     subject = f"{display}/{name}"
     header = _header(store, info, subject)
     entries, _ = parse_header(header, info.nbytes, subject)
-    identity = info.identity or f"{info.nbytes}-{hashlib.sha256(header).hexdigest()}"
+    identity = info.identity or _identity_on_disk(info, header)
     source = SourceFile(url=info.url, nbytes=info.nbytes, version=info.version, identity=identity)
     return _WeightFile(name=name, source=source, entries=entries)
 

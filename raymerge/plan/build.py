@@ -73,9 +73,9 @@ def build_plan(
         raise PlanError(*problems.all())
     donor = opened[recipe.base_model] if recipe.base_model is not None else next(iter(opened.values()))
     shards = _shards(placed, modules, options)
-    complaints = [problem for shard in shards if (problem := too_small(shard.jobs, options.memory)) is not None]
-    if complaints:
-        raise PlanError(*dict.fromkeys(complaints))
+    complaints = dict.fromkeys(too_small(shard.jobs, options.memory) for shard in shards)
+    if any(complaints):
+        raise PlanError(*(complaint for complaint in complaints if complaint is not None))
     return Plan(
         digest=shards[0].plan_digest,
         shards=shards,

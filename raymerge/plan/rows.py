@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from raymerge.methods.declaration import Method, Parameter
 from raymerge.plan.binding import BoundModule
@@ -39,7 +40,7 @@ def _rows(parameter: Parameter, position: int, groups: Sequence[Group]) -> Itera
     labels = dict.fromkeys(group.table.labels[position] for group in groups if position < len(group.table.labels))
     model = " / ".join(labels) if parameter.per_input else ""
     for subject in (*subjects, EVERYTHING_ELSE):
-        values = []
+        values: list[Any] = []
         for group, of_group in zip(groups, levels, strict=True):
             values.extend(values_over_layers(of_group, parameter, subject, _positions(group)))
         shown = tuple(values[:1]) if len(set(values)) == 1 else tuple(values)

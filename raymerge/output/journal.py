@@ -1,0 +1,176 @@
+"""The output is its own journal: what a folder holds decides what is left to do there.
+
+Order: manifest "running", config and tokenizer, shards, index, manifest "complete". Only the last marks a finished
+model; whatever dies in between is continued by running the same plan again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from raymerge.errors import NotFoundError, Problem, RaymergeError, StorageError, VerifyError
+from raymerge.output.index import index_json
+from raymerge.output.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    State,
+    completed,
+    differences,
+    parse_manifest,
+    running_manifest,
+    to_bytes,
+)
+from raymerge.plan.header import shard_header, shard_nbytes
+from raymerge.plan.nouns import Plan, ShardReceipt, ShardTask
+from raymerge.storage import ObjectInfo, base_name, join_url, store_for
+
+INDEX_NAME = "model.safetensors.index.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json", ".bin.index.json")
+_CONCURRENT_HEADERS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """What a folder holds of a plan: `kept` finished shards by file name, `foreign` weight files of something else."""
+
+    out: str
+    kept: Mapping[str, ObjectInfo] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.manifest is not None and self.manifest.state is State.COMPLETE
+
+
+def probe_destination(out: str, inputs: Iterable[str]) -> tuple[Problem, ...]:
+    """What is wrong with a folder as a destination, whatever goes there: it is an input, or cannot be written."""
+    for url in inputs:
+        if url.rstrip("/") == out.rstrip("/"):
+            message = "is one of the models that are merged"
+            return (Problem(subject=out, message=message, remedy="choose another folder for the output"),)
+    try:
+        store_for(out).probe(out, nbytes=0)
+    except RaymergeError as error:
+        return error.problems
+    return ()
+
+
+def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination:
+    """What is there already, and whether this plan may write there. Reads headers only, changes nothing."""
+    infos = {base_name(info.url): info for info in _listing(out)}
+    kept = _finished_shards(plan, infos)
+    manifest, problems = None, []
+    if MANIFEST_NAME in infos:
+        manifest, problem = _read_manifest(out)
+        problems += [problem] if problem is not None and not overwrite else []
+    is_ours = manifest is not None and manifest.plan_digest == plan.digest
+    own = {INDEX_NAME, *(shard.file_name for shard in plan.shards)} if is_ours else {*kept}
+    foreign = tuple(name for name in infos if name.endswith(_WEIGHT_SUFFIXES) and name not in own)
+    if manifest is not None and not is_ours:
+        problems += [] if overwrite else [_other_plan(out, manifest, plan)]
+    elif foreign and not problems and not overwrite:
+        problems.append(_foreign_weights(out, foreign))
+    left = sum(shard_nbytes(shard) for shard in plan.shards if shard.file_name not in kept)
+    try:
+        store_for(out).probe(out, nbytes=left)
+    except RaymergeError as error:
+        problems += error.problems
+    return Destination(out=out, kept=kept, foreign=foreign, manifest=manifest, problems=tuple(problems))
+
+
+def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes]) -> None:
+    """Make the folder this plan's: old markers and foreign weights go first, then the manifest and the small files."""
+    out, store = destination.out, store_for(destination.out)
+    manifest = destination.manifest
+    if manifest is None or manifest.plan_digest != plan.digest:
+        for name in (MANIFEST_NAME, INDEX_NAME, *destination.foreign):
+            store.delete(join_url(out, name))
+    if not destination.is_complete or len(destination.kept) < len(plan.shards):
+        store.put(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan)))
+    for name, data in side_files.items():
+        store.put(join_url(out, name), data)
+
+
+def finish(plan: Plan, out: str, receipts: Iterable[ShardReceipt]) -> Manifest:
+    """Write the index and then the success marker, and remove what dead writers left."""
+    store = store_for(out)
+    crc32 = {receipt.file_name: receipt.crc32 for receipt in receipts}
+    index = index_json(plan.shards)
+    if index is not None:
+        store.put(join_url(out, INDEX_NAME), index)
+    store.clean(out, names=tuple(shard.file_name for shard in plan.shards))
+    manifest = completed(running_manifest(plan), crc32)
+    store.put(join_url(out, MANIFEST_NAME), to_bytes(manifest))
+    return manifest
+
+
+def known_receipts(plan: Plan, destination: Destination) -> tuple[ShardReceipt, ...]:
+    """Receipts of finished shards whose checksum need not be read: a complete manifest or the store knows it."""
+    told = {}
+    if destination.manifest is not None and destination.manifest.plan_digest == plan.digest:
+        told = {shard.file_name: shard.crc32 for shard in destination.manifest.shards}
+    receipts = []
+    for name, info in destination.kept.items():
+        crc32 = told.get(name) if told.get(name) is not None else info.crc32
+        if crc32 is not None:
+            receipts.append(ShardReceipt(file_name=name, nbytes=info.nbytes, crc32=crc32, read_bytes=0))
+    return tuple(receipts)
+
+
+def _listing(out: str) -> tuple[ObjectInfo, ...]:
+    try:
+        return store_for(out).list(out)
+    except NotFoundError:
+        return ()
+
+
+def _finished_shards(plan: Plan, infos: Mapping[str, ObjectInfo]) -> dict[str, ObjectInfo]:
+    """Shards that are whole and of this plan: right size, and the very header that the plan gives them."""
+    present = [shard for shard in plan.shards if shard.file_name in infos]
+    with ThreadPoolExecutor(_CONCURRENT_HEADERS, thread_name_prefix="raymerge-resume") as pool:
+        verdicts = pool.map(lambda shard: _is_finished(shard, infos[shard.file_name]), present)
+        return {
+            shard.file_name: infos[shard.file_name]
+            for shard, finished in zip(present, verdicts, strict=True)
+            if finished
+        }
+
+
+def _is_finished(shard: ShardTask, info: ObjectInfo) -> bool:
+    header = shard_header(shard)
+    if info.nbytes != len(header) + shard.tensor_bytes:
+        return False
+    found = bytearray(len(header))
+    store_for(info.url).read_into(info.url, found, offset=0, version=info.version)
+    return bytes(found) == header
+
+
+def _read_manifest(out: str) -> tuple[Manifest | None, Problem | None]:
+    url = join_url(out, MANIFEST_NAME)
+    try:
+        return parse_manifest(store_for(out).read(url, max_bytes=MAX_MANIFEST_BYTES), subject=url), None
+    except (StorageError, VerifyError) as error:
+        return None, error.problems[0]
+
+
+def _other_plan(out: str, manifest: Manifest, plan: Plan) -> Problem:
+    changes = "; ".join(differences(manifest, running_manifest(plan)))
+    return Problem(
+        subject=out,
+        message=f"holds another merge (plan {manifest.plan_digest[:8]}, {manifest.state.value}); differs in: {changes}",
+        remedy="choose another folder, or --overwrite to replace it",
+    )
+
+
+def _foreign_weights(out: str, foreign: tuple[str, ...]) -> Problem:
+    shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+    return Problem(
+        subject=out,
+        message=f"holds weight files that are not of this merge: {shown}",
+        remedy="choose another folder, or --overwrite to replace them",
+    )
