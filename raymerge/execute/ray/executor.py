@@ -1,0 +1,254 @@
+"""Run tasks on Ray. The driver owns the retry budgets; Ray itself retries nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+import ray
+from ray.exceptions import RayError, RaySystemError
+
+from raymerge.events import Event, TaskFinished, TaskRetried, TaskStarted
+from raymerge.execute.ray.capacity import Node, Request, largest_memory, living_nodes, no_room_error, slot_count
+from raymerge.execute.ray.faults import Fault, as_node_lost, classify, exhausted_error, final_error
+from raymerge.execute.ray.options import RayOptions
+from raymerge.execute.ray.worker import attempt, pack
+from raymerge.execute.task import Outcome, P, R, Task, jittered_seconds
+
+# Up to this many tasks are all submitted at once, so that an autoscaler sees the whole demand.
+_SUBMIT_ALL = 200
+_POLL_SECONDS = 1.0
+_NODES_SECONDS = 5.0
+# A cancelled task gets KeyboardInterrupt and this long to clean up (abort an upload, remove a file); then it is killed.
+_CANCEL_SECONDS = 2.0
+
+
+def run_on_ray(
+    function: Callable[[P], R],
+    tasks: Sequence[Task[P]],
+    *,
+    on_event: Callable[[Event], None],
+    options: RayOptions = RayOptions(),  # noqa: B008 - frozen
+) -> Iterator[Outcome[R]]:
+    """Yield one outcome per task, in the order in which they end, on the Ray this process is connected to.
+
+    `function` is packed with each task: a function of an importable module, or a functools.partial of one whose
+    arguments are small and hold no secret. Results should be small too.
+
+    A lost node costs nothing but time. A worker that dies on a living node, or is killed for memory, is replaced a few
+    times with twice the memory; storage, set-up and Ray's own faults are retried a few times. A `RaymergeError` of the
+    task is raised as it is, any other failure as an `ExecutionError`; what still runs is cancelled then, as it is when
+    the iteration is interrupted or closed.
+    """
+    run = _Run(function, tasks, on_event=on_event, options=options)
+    try:
+        yield from run.outcomes()
+    finally:
+        run.cancel()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attempt(Generic[P]):
+    """A task on its way: what it asks for now, where it runs, and what it has survived."""
+
+    task: Task[P]
+    memory_bytes: int
+    node_id: str = ""
+    node: str = ""
+    retries: Counter[str] = field(default_factory=Counter)
+
+
+class _Run(Generic[P, R]):
+    """The state of one run: each task is ready, running, resting before a retry, or done."""
+
+    def __init__(
+        self,
+        function: Callable[[P], R],
+        tasks: Sequence[Task[P]],
+        *,
+        on_event: Callable[[Event], None],
+        options: RayOptions,
+    ) -> None:
+        self._function = function
+        self._on_event = on_event
+        self._options = options
+        self._ready = deque(_Attempt(task=task, memory_bytes=task.memory_bytes) for task in tasks)
+        self._running: dict[Any, _Attempt[P]] = {}
+        self._resting: list[tuple[float, int, _Attempt[P], Fault | None]] = []
+        self._rest_count = 0
+        self._nodes: tuple[Node, ...] = ()
+        self._nodes_seen_at = float("-inf")
+        self._no_room_since: float | None = None
+        self._remote = ray.remote(attempt)
+
+    def outcomes(self) -> Iterator[Outcome[R]]:
+        while self._ready or self._running or self._resting:
+            self._look_at_nodes()
+            self._wake()
+            self._submit()
+            for stream in self._wait():
+                outcome = self._advance(stream)
+                if outcome is not None:
+                    yield outcome
+
+    def cancel(self) -> None:
+        """End what runs, first politely, then by force."""
+        if not self._running or not ray.is_initialized():
+            return
+        with contextlib.suppress(RayError):  # a cluster that is gone has nothing left to cancel
+            for stream in self._running:
+                ray.cancel(stream, force=False)
+            ends = [stream.completed() for stream in self._running]
+            _, stubborn = ray.wait(ends, num_returns=len(ends), timeout=_CANCEL_SECONDS, fetch_local=False)
+            for end in stubborn:
+                ray.cancel(end, force=True)
+        self._running.clear()
+
+    # Nodes and room
+
+    def _look_at_nodes(self) -> None:
+        now = time.monotonic()
+        if now - self._nodes_seen_at < _NODES_SECONDS:
+            return
+        self._nodes = living_nodes()
+        self._nodes_seen_at = now
+        waiting = [*self._ready, *(entry for entry in self._running.values() if not entry.node_id)]
+        too_large = next((entry for entry in waiting if not self._has_room(entry)), None)
+        if too_large is None:
+            self._no_room_since = None
+            return
+        if self._no_room_since is None:
+            self._no_room_since = now
+        if now - self._no_room_since >= self._options.unschedulable_seconds:
+            raise no_room_error(self._request(too_large), self._nodes)
+
+    def _has_room(self, entry: _Attempt[P]) -> bool:
+        request = self._request(entry)
+        return any(request.fits(node) for node in self._nodes)
+
+    def _request(self, entry: _Attempt[P]) -> Request:
+        return Request(cpus=self._options.task_cpus, gpus=self._options.task_gpus, memory_bytes=entry.memory_bytes)
+
+    # Submission
+
+    def _submit(self) -> None:
+        while self._ready and len(self._running) < self._in_flight_limit():
+            entry = self._ready.popleft()
+            entry.node_id = entry.node = ""
+            stream = self._remote.options(
+                name=entry.task.name,
+                num_returns="streaming",
+                num_cpus=self._options.task_cpus,
+                num_gpus=self._options.task_gpus,
+                memory=entry.memory_bytes,
+                max_retries=0,
+                retry_exceptions=False,
+            ).remote(pack(self._function, entry.task.payload))
+            self._running[stream] = entry
+
+    def _in_flight_limit(self) -> int:
+        if self._options.max_tasks is not None:
+            return self._options.max_tasks
+        return max(_SUBMIT_ALL, 2 * slot_count(self._request(self._ready[0]), self._nodes))
+
+    # Progress
+
+    def _wait(self) -> list[Any]:
+        """The streams that have something to say, within the time that nothing else is due."""
+        timeout = _POLL_SECONDS
+        if self._resting:
+            timeout = min(timeout, max(0.0, self._resting[0][0] - time.monotonic()))
+        streams = list(self._running)
+        if not streams:
+            time.sleep(timeout)
+            return []
+        first, rest = ray.wait(streams, num_returns=1, timeout=timeout, fetch_local=False)
+        if not first or not rest:
+            return list(first)
+        also, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
+        return [*first, *also]
+
+    def _advance(self, stream: Any) -> Outcome[R] | None:
+        entry = self._running[stream]
+        try:
+            message = ray.get(next(stream))
+        except StopIteration:
+            self._fail(stream, RaySystemError("the task ended without a result"))  # type: ignore[no-untyped-call]
+            return None
+        except RayError as error:
+            self._fail(stream, error)
+            return None
+        if not entry.node_id:
+            entry.node_id, entry.node = message
+            self._on_event(TaskStarted(task=entry.task.name, node=entry.node))
+            return None
+        del self._running[stream]
+        result, seconds = message
+        read_bytes, written_bytes = self._options.measure(result)
+        self._on_event(
+            TaskFinished(
+                task=entry.task.name,
+                read_bytes=read_bytes,
+                written_bytes=written_bytes,
+                seconds=seconds,
+                node=entry.node,
+            )
+        )
+        return Outcome(name=entry.task.name, result=result, node=entry.node, seconds=seconds)
+
+    # Failure
+
+    def _fail(self, stream: Any, error: BaseException) -> None:
+        entry = self._running.pop(stream)
+        fault = classify(error)
+        if fault is None:
+            raise final_error(entry.task.name, entry.node, error) from error
+        if fault.cause == "worker died" and entry.node_id:
+            self._rest(entry, self._options.settle_seconds, fault)
+        else:
+            self._retry(entry, fault)
+
+    def _rest(self, entry: _Attempt[P], seconds: float, undecided: Fault | None = None) -> None:
+        self._rest_count += 1
+        heapq.heappush(self._resting, (time.monotonic() + seconds, self._rest_count, entry, undecided))
+
+    def _wake(self) -> None:
+        while self._resting and self._resting[0][0] <= time.monotonic():
+            _, _, entry, undecided = heapq.heappop(self._resting)
+            if undecided is None:
+                self._ready.append(entry)
+            else:
+                alive = any(node.node_id == entry.node_id for node in living_nodes())
+                self._retry(entry, undecided if alive else as_node_lost(undecided))
+
+    def _retry(self, entry: _Attempt[P], fault: Fault) -> None:
+        """Spend one retry of the fault's budget, or give up."""
+        memory_limit = largest_memory(self._nodes)
+        entry.retries[fault.budget] += 1
+        count = entry.retries[fault.budget]
+        if fault.limit is not None and count > fault.limit:
+            raise exhausted_error(
+                entry.task.name, entry.node, fault, memory_bytes=entry.memory_bytes, memory_limit=memory_limit
+            )
+        if fault.wants_memory:
+            # Nothing larger than the largest node could ever start; with all of it, the task has a node to itself.
+            entry.memory_bytes = min(2 * entry.memory_bytes, max(memory_limit, entry.memory_bytes))
+        # Losing nodes says nothing about the task, so its rest does not grow.
+        wait_seconds = jittered_seconds(1 if fault.limit is None else count, self._options.retry_wait_seconds)
+        self._on_event(
+            TaskRetried(
+                task=entry.task.name,
+                cause=fault.cause,
+                detail=fault.detail,
+                attempt=count,
+                limit=fault.limit,
+                wait_seconds=wait_seconds,
+                node=entry.node,
+            )
+        )
+        self._rest(entry, wait_seconds)
