@@ -14,7 +14,10 @@ import raymerge
 from raymerge.cli import options
 from raymerge.cli.compatibility import Compatibility, with_compatibility
 from raymerge.cli.screens.plan import Surroundings, plan_screen, plan_values
+from raymerge.cli.screens.text import plural
 from raymerge.cli.terminal import failures_reported, open_terminal
+from raymerge.output.journal import Destination, inspect_destination
+from raymerge.storage import normalize_url
 
 OptionalOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where the merge would go; it is probed, not written.")
@@ -70,12 +73,23 @@ def plan(
             out=out or "",
             free_bytes=free_bytes(target),
             host_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            resume=resume_text(inspect_destination(made, normalize_url(target), overwrite=overwrite)) if target else "",
             task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus or compatibility.threads),
         )
         if json:
             terminal.json_line(plan_values(made, around))
         elif not quiet:
             terminal.result(plan_screen(made, around))
+
+
+def resume_text(found: Destination) -> str:
+    """What the output folder means for a run: how much of it is there already."""
+    if found.is_complete and not found.problems:
+        return "complete, nothing to do"
+    finished = f"{plural(len(found.kept), 'finished shard')} kept" if found.kept else "nothing there yet"
+    if found.foreign:
+        return f"{finished}, {plural(len(found.foreign), 'foreign weight file')} to replace"
+    return finished
 
 
 def free_bytes(out: str | None) -> int | None:

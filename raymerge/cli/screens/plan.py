@@ -15,7 +15,7 @@ from rich.text import Text
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.cli.screens.problems import warning_list
 from raymerge.cli.screens.text import duration, element_count, grid, plural, value
-from raymerge.plan.nouns import LedgerLine, ParameterRow, Plan, ShardTask
+from raymerge.planning.nouns import LedgerLine, ParameterRow, Plan, ShardTask
 from raymerge.sizes import format_size
 
 _SHOWN_LAYERS = 5

@@ -27,25 +27,27 @@ def headline(error: RaymergeError, name: str, *, started: bool) -> str:
 
 def problem_list(problems: Sequence[Problem]) -> RenderableType:
     places = any(problem.line is not None for problem in problems)
-    blocks = [_block(problem, places=places) for problem in problems]
+    short = [len(problem.subject) for problem in problems if len(problem.subject) <= _SUBJECT_WIDTH]
+    blocks = [_block(problem, places=places, subject_width=max(short, default=0)) for problem in problems]
     return Padding(Group(*blocks), (0, 0, 0, 2))
 
 
-def _block(problem: Problem, *, places: bool) -> RenderableType:
+def _block(problem: Problem, *, places: bool, subject_width: int) -> RenderableType:
     message = Text(problem.message)
     if problem.remedy:
         message.append(f"\n-> {problem.remedy}", style="cyan")
-    place = f"line {problem.line}" if problem.line is not None else ""
+    place = [f"line {problem.line}" if problem.line is not None else ""] if places else []
+    if len(problem.subject) > _SUBJECT_WIDTH:
+        first = Text(f"{place[0]:<8}  " if place else "", style="dim")
+        return Group(first.append(problem.subject, style="not dim bold"), Padding(message, (0, 0, 0, 4)))
+    subject = [Text(problem.subject, style="bold")] if subject_width else []
     table = grid(
-        {"min_width": 8 if places else 0, "no_wrap": True, "style": "dim"},
-        {"min_width": 0, "max_width": _SUBJECT_WIDTH, "no_wrap": True},
+        *({"min_width": 8, "no_wrap": True, "style": "dim"} for _ in place),
+        *({"min_width": subject_width, "no_wrap": True} for _ in subject),
         {"overflow": "fold"},
     )
-    if len(problem.subject) <= _SUBJECT_WIDTH:
-        table.add_row(place, Text(problem.subject, style="bold"), message)
-        return table
-    first = Text(f"{place:<8}  " if places else "", style="dim")
-    return Group(first.append(problem.subject, style="not dim bold"), Padding(message, (0, 0, 0, 4)))
+    table.add_row(*place, *subject, message)
+    return table
 
 
 def warning_list(problems: Sequence[Problem]) -> RenderableType:

@@ -92,8 +92,9 @@ def live_view(progress: Progress, now: float, *, name: str) -> RenderableType:
 
 def _figures(progress: Progress, now: float) -> list[str]:
     left = progress.seconds_left(now)
+    done = min(progress.kept_count + progress.done_count, progress.shard_count)  # a kept shard may be a task too
     return [
-        f"{progress.kept_count + progress.done_count}/{plural(progress.shard_count, 'shard')}",
+        f"{done}/{plural(progress.shard_count, 'shard')}",
         f"{format_size(progress.done_bytes)} of {format_size(progress.total_bytes)}",
         f"{format_size(progress.bytes_per_second(now))}/s",
         "starting" if left is None else f"{duration(left)} left",
