@@ -10,7 +10,7 @@ from pathlib import Path
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.open import open_checkpoint
 from raymerge.errors import Problem, RaymergeError
-from raymerge.plan.binding import model_references
+from raymerge.planning.binding import model_references
 from raymerge.recipe.nouns import ModelReference, Recipe
 
 _CONCURRENT_MODELS = 8
@@ -49,9 +49,7 @@ def _open(reference: ModelReference) -> Checkpoint | RaymergeError:
             )
         )
     try:
-        return open_checkpoint(
-            reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd())
-        )
+        return open_checkpoint(reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd()))
     except RaymergeError as error:
         return error
 

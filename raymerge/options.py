@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raymerge.errors import Problem, UsageError
-from raymerge.plan.build import PlanOptions
-from raymerge.plan.memory import DEFAULT_TASK_MEMORY_BYTES, MemoryRules
+from raymerge.planning.build import PlanOptions
+from raymerge.planning.memory import DEFAULT_TASK_MEMORY_BYTES, MemoryRules
 from raymerge.sizes import parse_size
 from raymerge.storage import store_for
 

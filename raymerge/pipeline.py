@@ -21,8 +21,8 @@ from raymerge.output.journal import (
     probe_destination,
 )
 from raymerge.output.side_files import side_files
-from raymerge.plan.build import build_plan
-from raymerge.plan.nouns import Plan, ShardReceipt
+from raymerge.planning.build import build_plan
+from raymerge.planning.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
@@ -67,7 +67,7 @@ def merge(
         known = known_receipts(planned, destination)
         work = _work(planned, destination, known)
         on_event(_run_started(planned, destination, work))
-        receipts = [*known, *run(planned, target, work)]
+        receipts = [*known, *run(target, work)]
         finish(planned, target, receipts)
     return MergeResult(
         out=target,

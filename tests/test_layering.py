@@ -19,9 +19,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("pipeline",),
     ("running",),
-    ("output", "execute", "merge"),
+    ("output", "execute", "merging"),
     ("opening", "options"),
-    ("plan",),
+    ("planning",),
     ("methods", "recipe", "checkpoint"),
     ("compute", "storage"),
     ("sizes",),
@@ -95,7 +95,7 @@ def breaches(path: str, source: str) -> list[str]:
         ("raymerge/storage/s3.py", "import botocore.session", 0),
         ("raymerge/storage/local.py", "from raymerge.checkpoint.nouns import TensorRef", 0),
         ("raymerge/cli/app.py", "import raymerge", 0),
-        ("raymerge/recipe/parse.py", "from raymerge.plan.nouns import Plan", 2),
+        ("raymerge/recipe/parse.py", "from raymerge.planning.nouns import Plan", 2),
         ("raymerge/merge/shard.py", "from raymerge.execute.base import Executor", 2),
         ("raymerge/storage/local.py", "from raymerge.checkpoint.header import read_header", 2),
         ("raymerge/plan/build.py", "def plan():\n    import yaml", 1),
@@ -138,7 +138,7 @@ def test_planning_local_models_is_light(tmp_path: Path) -> None:
 def test_functions_of_the_package_outlive_the_import_of_parts_of_the_same_name() -> None:
     parts = ", ".join(f"raymerge.{part}" for part in DEPTH if (ROOT / "raymerge" / part).is_dir())
     check = "assert all(callable(each) for each in (raymerge.merge, raymerge.plan, raymerge.load_recipe))"
-    assert loaded_by(f"import raymerge\nimport {parts}, raymerge.merge.shard\n{check}") <= {"numba", "torch"}
+    assert loaded_by(f"import raymerge\nimport {parts}, raymerge.merging.shard\n{check}") <= {"numba", "torch"}
 
 
 def test_heavy_libraries_are_seen() -> None:

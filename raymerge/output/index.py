@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from raymerge.plan.nouns import ShardTask
+from raymerge.planning.nouns import ShardTask
 
 
 def index_json(shards: Sequence[ShardTask]) -> bytes | None:

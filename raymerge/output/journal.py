@@ -23,8 +23,8 @@ from raymerge.output.manifest import (
     running_manifest,
     to_bytes,
 )
-from raymerge.plan.header import shard_header, shard_nbytes
-from raymerge.plan.nouns import Plan, ShardReceipt, ShardTask
+from raymerge.planning.header import shard_header, shard_nbytes
+from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.storage import ObjectInfo, base_name, join_url, store_for
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -13,8 +13,8 @@ from typing import Any
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem, VerifyError
-from raymerge.plan.header import shard_nbytes
-from raymerge.plan.nouns import Plan
+from raymerge.planning.header import shard_nbytes
+from raymerge.planning.nouns import Plan
 from raymerge.storage import redact
 
 MANIFEST_NAME = "raymerge.json"

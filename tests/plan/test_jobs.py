@@ -5,7 +5,7 @@ from planning import checkpoint, jobs_of, llama_names, plan_of
 
 from raymerge.dtypes import DType
 from raymerge.errors import PlanError
-from raymerge.plan.nouns import Plan
+from raymerge.planning.nouns import Plan
 
 LINEAR = """
 merge_method: linear

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raymerge.plan.stack import Place, dissect, place
+from raymerge.planning.stack import Place, dissect, place
 
 FAMILIES = {
     "llama": (

@@ -7,9 +7,9 @@ from typing import Any
 
 from raymerge.checkpoint.nouns import Checkpoint, SourceFile, TensorRef, TensorSpec
 from raymerge.dtypes import DType
-from raymerge.plan.build import PlanOptions, build_plan
-from raymerge.plan.memory import MemoryRules
-from raymerge.plan.nouns import Plan, TensorJob
+from raymerge.planning.build import PlanOptions, build_plan
+from raymerge.planning.memory import MemoryRules
+from raymerge.planning.nouns import Plan, TensorJob
 from raymerge.recipe.load import parse_recipe
 from raymerge.recipe.nouns import ModelReference
 

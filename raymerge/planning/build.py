@@ -12,17 +12,17 @@ from raymerge.dtypes import DType
 from raymerge.errors import PlanError, Problem
 from raymerge.methods import all_methods
 from raymerge.methods.declaration import Method
-from raymerge.plan.binding import Binder, BoundModule, model_references, parameter_levels
-from raymerge.plan.digest import plan_digest
-from raymerge.plan.jobs import JobMaker, Rules
-from raymerge.plan.ledger import Ledger
-from raymerge.plan.memory import MemoryRules, project, too_small
-from raymerge.plan.nouns import Plan, ShardTask, TensorJob
-from raymerge.plan.parameters import Problems, check_names
-from raymerge.plan.rows import parameter_rows
-from raymerge.plan.shards import Placed, file_names, order, partition
-from raymerge.plan.sites import Site, model_sites, slice_sites
-from raymerge.plan.summary import plan_summary
+from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
+from raymerge.planning.digest import plan_digest
+from raymerge.planning.jobs import JobMaker, Rules
+from raymerge.planning.ledger import Ledger
+from raymerge.planning.memory import MemoryRules, project, too_small
+from raymerge.planning.nouns import Plan, ShardTask, TensorJob
+from raymerge.planning.parameters import Problems, check_names
+from raymerge.planning.rows import parameter_rows
+from raymerge.planning.shards import Placed, file_names, order, partition
+from raymerge.planning.sites import Site, model_sites, slice_sites
+from raymerge.planning.summary import plan_summary
 from raymerge.recipe.nouns import ModelReference, Recipe
 from raymerge.recipe.suggest import did_you_mean, suggest
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
-from raymerge.plan.nouns import MemoryProjection, TensorJob
+from raymerge.planning.nouns import MemoryProjection, TensorJob
 
 MIB = 1 << 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raymerge.checkpoint.header import build_header
-from raymerge.plan.nouns import ShardTask
+from raymerge.planning.nouns import ShardTask
 
 PLAN_KEY = "raymerge_plan"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from raymerge.plan.nouns import TensorJob
-from raymerge.plan.sites import Unit
+from raymerge.planning.nouns import TensorJob
+from raymerge.planning.sites import Unit
 
 Placed = tuple[Unit, TensorJob]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
 from raymerge.methods.declaration import Base, Method, Missing, Parameter
-from raymerge.plan.parameters import Level, ParameterTable, Problems, missing_value
-from raymerge.plan.sites import Group, Lane
-from raymerge.plan.stack import Anatomy, dissect
+from raymerge.planning.parameters import Level, ParameterTable, Problems, missing_value
+from raymerge.planning.sites import Group, Lane
+from raymerge.planning.stack import Anatomy, dissect
 from raymerge.recipe.nouns import ModelReference, Module, Recipe, Settings, Slice, Source
 
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
-from raymerge.merge.buffers import Account
-from raymerge.merge.peak import peak_bytes, reset_peak
-from raymerge.merge.scan import Scanner, held_windows, read_range, streamed_windows
-from raymerge.merge.tensor import merge_tensor
-from raymerge.plan.header import shard_header
-from raymerge.plan.jobs import COPY
-from raymerge.plan.memory import BLOCK_ELEMENTS, MemoryRules, held_bytes, is_held, room_bytes, window_elements
-from raymerge.plan.nouns import ShardReceipt, ShardTask, TensorJob
+from raymerge.merging.buffers import Account
+from raymerge.merging.nouns import ShardOptions
+from raymerge.merging.peak import peak_bytes, reset_peak
+from raymerge.merging.scan import Scanner, held_windows, read_range, streamed_windows
+from raymerge.merging.tensor import merge_tensor
+from raymerge.planning.header import shard_header
+from raymerge.planning.jobs import COPY
+from raymerge.planning.memory import BLOCK_ELEMENTS, held_bytes, is_held, room_bytes, window_elements
+from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
 from raymerge.storage import CopyRange, ObjectInfo, ObjectWriter, join_url, store_for
 
 if TYPE_CHECKING:
@@ -31,25 +32,20 @@ _READ_AHEAD_THREADS = 3
 _CHECKSUM_CHUNK_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardOptions:
-    """How shard tasks run; nothing in here changes a byte of the output, but `device` (see its methods' notes)."""
+def run_shard(
+    task: ShardTask, options: ShardOptions, raise_if_stopped: Callable[[], None] = lambda: None
+) -> ShardReceipt:
+    """Make one output file, or leave nothing and raise StorageError or ExecutionError (results not finite).
 
-    out: str
-    memory: MemoryRules
-    device: str = "cpu"
-    fail_on_nonfinite: bool = True
-
-
-def run_shard(task: ShardTask, options: ShardOptions, should_stop: Callable[[], bool] = lambda: False) -> ShardReceipt:
-    """Make one output file, or leave nothing and raise StorageError or ExecutionError (not finite, or stopped)."""
+    `raise_if_stopped` is called between tensors, in this thread.
+    """
     reset_peak()
     started = time.monotonic()
     header = shard_header(task)
     url = join_url(options.out, task.file_name)
     with store_for(url).create(url, nbytes=len(header) + task.tensor_bytes) as writer:
         writer.write(header)
-        with _Run(task=task, options=options, writer=writer, should_stop=should_stop) as run:
+        with _Run(task=task, options=options, writer=writer, raise_if_stopped=raise_if_stopped) as run:
             nonfinite = run.write_tensors()
         written = writer.commit()
     return _receipt(task, written, nonfinite, started)
@@ -98,12 +94,12 @@ class _Run:
     """The jobs of one shard: admitted in file order within the budget, merged on threads, written in order."""
 
     def __init__(
-        self, *, task: ShardTask, options: ShardOptions, writer: ObjectWriter, should_stop: Callable[[], bool]
+        self, *, task: ShardTask, options: ShardOptions, writer: ObjectWriter, raise_if_stopped: Callable[[], None]
     ) -> None:
         self._task = task
         self._options = options
         self._writer = writer
-        self._should_stop = should_stop
+        self._raise_if_stopped = raise_if_stopped
         self._room = room_bytes(task.jobs, options.memory)
         self._account = Account(max(self._room, 0))
         self._block_elements = BLOCK_ELEMENTS
@@ -129,8 +125,7 @@ class _Run:
         flying: deque[Future[_Merged]] = deque()
         nonfinite: dict[str, int] = {}
         while waiting or flying:
-            if self._should_stop():
-                raise ExecutionError(f"{self._task.file_name}: stopped before it was complete")
+            self._raise_if_stopped()
             self._admit(waiting, flying)
             if flying:
                 wait([future for future in flying if not future.done()], return_when=FIRST_COMPLETED)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from raymerge.methods.declaration import Method, Parameter
-from raymerge.plan.binding import BoundModule
-from raymerge.plan.nouns import ParameterRow
-from raymerge.plan.parameters import values_over_layers
-from raymerge.plan.sites import Group, gradient_position
+from raymerge.planning.binding import BoundModule
+from raymerge.planning.nouns import ParameterRow
+from raymerge.planning.parameters import values_over_layers
+from raymerge.planning.sites import Group, gradient_position
 from raymerge.recipe.nouns import Settings
 from raymerge.recipe.settings import filters
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
-from raymerge.plan.nouns import LedgerLine
+from raymerge.planning.nouns import LedgerLine
 
 MERGED, COPIED, DROPPED = "merged", "copied", "dropped"
 _RANK = {MERGED: 2, COPIED: 1, DROPPED: 0}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
-from raymerge.plan.ledger import DROPPED, Ledger
-from raymerge.plan.parameters import ParameterTable, Problems
-from raymerge.plan.stack import Anatomy, Place, Stack, place
+from raymerge.planning.ledger import DROPPED, Ledger
+from raymerge.planning.parameters import ParameterTable, Problems
+from raymerge.planning.stack import Anatomy, Place, Stack, place
 
 Unit = tuple[str, int]  # what is written together: a layer (its stack's prefix, its index), or ("", position)
 

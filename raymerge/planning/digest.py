@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 from raymerge.checkpoint.nouns import TensorRef
-from raymerge.plan.nouns import TensorJob
+from raymerge.planning.nouns import TensorJob
 
 # Raise when the same plan would give other bytes: a changed formula, random stream, rounding or file layout.
 FORMAT_VERSION = 1

@@ -11,10 +11,10 @@ from raymerge.checkpoint.nouns import TensorRef, TensorSpec
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
 from raymerge.methods.declaration import Method
-from raymerge.plan.ledger import COPIED, DROPPED, MERGED, Ledger
-from raymerge.plan.nouns import JobInput, TensorJob
-from raymerge.plan.parameters import Problems
-from raymerge.plan.sites import Lane, Site
+from raymerge.planning.ledger import COPIED, DROPPED, MERGED, Ledger
+from raymerge.planning.nouns import JobInput, TensorJob
+from raymerge.planning.parameters import Problems
+from raymerge.planning.sites import Lane, Site
 from raymerge.recipe.nouns import OnMismatch, OnMissing, Recipe
 
 COPY = "copy"

@@ -7,10 +7,10 @@ from typing import Any
 
 from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import stream_key
-from raymerge.merge.scan import Scanner
+from raymerge.merging.scan import Scanner
 from raymerge.methods import method as find_method
 from raymerge.methods.inputs import Inputs
-from raymerge.plan.nouns import TensorJob
+from raymerge.planning.nouns import TensorJob
 
 Bytes = Any  # a 1-D uint8 numpy array
 

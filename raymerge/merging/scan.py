@@ -11,7 +11,7 @@ from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations
 from raymerge.dtypes import DType
 from raymerge.methods.inputs import Block
-from raymerge.plan.nouns import TensorJob
+from raymerge.planning.nouns import TensorJob
 from raymerge.storage import store_for
 
 Bytes = Any  # a 1-D uint8 numpy array
