@@ -21,6 +21,7 @@ class ObjectInfo:
 
     `version` changes when the content may have; `identity` is the content where the store can say it (etag and size on
     S3, content hash on the hub), else "". `crc32` is of the whole object, where the store keeps it.
+    `modified` is in seconds since 1970, where the store tells.
     """
 
     url: str
@@ -28,6 +29,7 @@ class ObjectInfo:
     version: str
     identity: str = ""
     crc32: int | None = None
+    modified: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,10 @@ class Store(ABC):
         """The most memory that a writer of an object of `nbytes` holds, so that a task's memory can be projected."""
         del nbytes
         return 0
+
+    def unfinished(self, url: str) -> tuple[str, ...] | None:  # noqa: ARG002 (stores that can tell say so)
+        """Names of the objects in folder `url` that a writer, dead or alive, has begun; None where unknown."""
+        return None
 
     def put(self, url: str, data: bytes) -> ObjectInfo:
         """Write a small object at once, replacing what is there."""

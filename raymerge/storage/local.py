@@ -111,6 +111,11 @@ class LocalStore(Store):
             time.sleep(0.1)
         return removed
 
+    def unfinished(self, url: str) -> tuple[str, ...]:
+        with translated(url, "list"):
+            names = sorted(os.listdir(url))  # noqa: PTH208
+        return tuple(final for name in names if (final := _final_name(name)) is not None)
+
 
 def _list_files(folder: str, entries: list[os.DirEntry[str]]) -> Iterator[ObjectInfo]:
     for entry in entries:

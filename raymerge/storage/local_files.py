@@ -73,7 +73,7 @@ def file_version(status: os.stat_result) -> str:
 
 
 def file_info(url: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(url=url, nbytes=status.st_size, version=file_version(status))
+    return ObjectInfo(url=url, nbytes=status.st_size, version=file_version(status), modified=status.st_mtime)
 
 
 def check_version(url: str, status: os.stat_result, version: str) -> None:

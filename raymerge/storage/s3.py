@@ -10,7 +10,7 @@ import base64
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import NotFoundError, Problem, StorageError
@@ -48,13 +48,13 @@ class S3Store(Store):
             url=url,
             limiter=read_limiter.get(),
         )
-        return _info(url, answer["ETag"], answer["ContentLength"], whole_crc32(answer))
+        return _info(url, answer, answer["ContentLength"], whole_crc32(answer))
 
     def list(self, url: str) -> tuple[ObjectInfo, ...]:
         prefix = _prefix(url)
         tokens = {"ContinuationToken": "NextContinuationToken"}
         found = [
-            _info(join_url(url, item["Key"][len(prefix) :]), item["ETag"], item["Size"], None)
+            _info(join_url(url, item["Key"][len(prefix) :]), item, item["Size"], None)
             for page in _pages(url, "list_objects_v2", tokens, Prefix=prefix, Delimiter="/")
             for item in page.get("Contents", ())
             if item["Key"] != prefix  # the folder's own marker
@@ -127,6 +127,9 @@ class S3Store(Store):
         for target, upload in left:
             abort_upload(target, upload)
         return len(left)
+
+    def unfinished(self, url: str) -> tuple[str, ...]:
+        return tuple(base_name(target) for target, _ in list_uploads(url))
 
 
 def list_uploads(url: str) -> list[tuple[str, str]]:
@@ -228,8 +231,17 @@ def encode_crc32(value: int) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def _info(url: str, etag: str, nbytes: int, crc32: int | None) -> ObjectInfo:
-    return ObjectInfo(url=url, nbytes=nbytes, version=etag, identity=f"{etag.strip(chr(34))}:{nbytes}", crc32=crc32)
+def _info(url: str, answer: Mapping[str, Any], nbytes: int, crc32: int | None) -> ObjectInfo:
+    """`answer` describes an object, in a listing or by itself."""
+    etag, modified = answer["ETag"], answer.get("LastModified")
+    return ObjectInfo(
+        url=url,
+        nbytes=nbytes,
+        version=etag,
+        identity=f"{etag.strip(chr(34))}:{nbytes}",
+        crc32=crc32,
+        modified=modified.timestamp() if modified is not None else None,
+    )
 
 
 def _object(url: str) -> tuple[str, str]:
