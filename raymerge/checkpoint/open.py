@@ -129,15 +129,18 @@ def _weight_files(
 
 def _weight_file(store: Store, name: str, info: ObjectInfo, display: str) -> _WeightFile:
     subject = f"{display}/{name}"
-    header = _header(store, info, subject)
+    header = read_header(store, info, subject)
     entries, _ = parse_header(header, info.nbytes, subject)
     identity = info.identity or _identity_on_disk(info, header)
     source = SourceFile(url=info.url, nbytes=info.nbytes, version=info.version, identity=identity)
     return _WeightFile(name=name, source=source, entries=entries)
 
 
-def _header(store: Store, info: ObjectInfo, subject: str) -> bytes:
-    """The header with its length prefix, in one read where the guess suffices and two at most."""
+def read_header(store: Store, info: ObjectInfo, subject: str) -> bytes:
+    """A weight file's header with its length prefix, in one read where the guess suffices and two at most.
+
+    Raises CheckpointError, in which the file is `subject`, for a length that cannot be.
+    """
     guess = LENGTH_BYTES if is_local(info.url) else _REMOTE_GUESS_BYTES
     start = _range(store, info, 0, min(guess, info.nbytes))
     nbytes = header_nbytes(start, info.nbytes, subject)
