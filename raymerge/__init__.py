@@ -1,6 +1,5 @@
 """Merge large language models as a distributed, resumable pipeline on Ray."""
 
-import raymerge.merge  # noqa: F401 - loaded before the function of that name, which its later import would replace
 from raymerge.errors import (
     CheckpointError,
     ExecutionError,

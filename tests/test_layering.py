@@ -91,14 +91,14 @@ def breaches(path: str, source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("path", "source", "count"),
     [
-        ("raymerge/plan/build.py", "from raymerge.recipe.nouns import Recipe", 0),
+        ("raymerge/planning/build.py", "from raymerge.recipe.nouns import Recipe", 0),
         ("raymerge/storage/s3.py", "import botocore.session", 0),
         ("raymerge/storage/local.py", "from raymerge.checkpoint.nouns import TensorRef", 0),
         ("raymerge/cli/app.py", "import raymerge", 0),
         ("raymerge/recipe/parse.py", "from raymerge.planning.nouns import Plan", 2),
-        ("raymerge/merge/shard.py", "from raymerge.execute.base import Executor", 2),
+        ("raymerge/merging/shard.py", "from raymerge.execute.base import Executor", 2),
         ("raymerge/storage/local.py", "from raymerge.checkpoint.header import read_header", 2),
-        ("raymerge/plan/build.py", "def plan():\n    import yaml", 1),
+        ("raymerge/planning/build.py", "def plan():\n    import yaml", 1),
         ("raymerge/execute/inline.py", "from ray import remote", 2),
         ("raymerge/compute/cache.py", "from raymerge import version", 0),
         ("raymerge/compute/cache.py", "from raymerge import load_recipe", 1),

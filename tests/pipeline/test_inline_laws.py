@@ -60,7 +60,7 @@ def test_threads_blocks_and_memory_do_not_change_a_byte(
     config = recipe(models, method)
     merge(config, tmp_path / "one", task_cpus=1)
     merge(config, tmp_path / "two", task_cpus=2)
-    merge(config, tmp_path / "streamed", task_cpus=1, task_memory="42MiB")
+    merge(config, tmp_path / "streamed", task_cpus=1, task_memory="39MiB")
     monkeypatch.setattr("raymerge.merging.shard.BLOCK_ELEMENTS", 8192)
     merge(config, tmp_path / "small blocks", task_cpus=2)
     first = digest(tmp_path / "one")
@@ -70,12 +70,12 @@ def test_threads_blocks_and_memory_do_not_change_a_byte(
 
 
 def test_a_small_budget_really_streams(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raymerge.merge import shard
+    from raymerge.merging import shard
 
     seen = []
     original = shard._Run._stream
     monkeypatch.setattr(shard._Run, "_stream", lambda self, job: (seen.append(job.output.name), original(self, job))[1])
-    merge(recipe(models), tmp_path / "out", task_cpus=1, task_memory="42MiB")
+    merge(recipe(models), tmp_path / "out", task_cpus=1, task_memory="39MiB")
     assert "model.embed_tokens.weight" in seen
 
 
@@ -117,7 +117,7 @@ def test_a_killed_process_group_is_continued(models: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     slow = (
         "import json, sys, time, raymerge\n"
-        "from raymerge.merge import shard\n"
+        "from raymerge.merging import shard\n"
         "plain = shard.merge_tensor\n"
         "shard.merge_tensor = lambda *a: (time.sleep(0.05), plain(*a))[1]\n"
         "raymerge.merge(json.loads(sys.argv[1]), sys.argv[2], executor='inline', out_shard_size='200KB', task_cpus=1)\n"
