@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raymerge.compute import kernels  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute import kernels, row_kernels  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymerge.compute.operations import WEIGHT_ROUNDING, Array, Buffer, Mask, Operations
+from raymerge.compute.random_bits import rank_limits
 from raymerge.compute.sums import CHUNK_ELEMENTS
 from raymerge.dtypes import DType
 
@@ -88,6 +89,7 @@ class CpuOperations(Operations):
         factor: float = 1.0,
         divide: bool = True,
         count_votes: bool = False,
+        gains: Sequence[float] | None = None,
     ) -> Array:
         out = np.empty_like(x[0])
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
@@ -95,6 +97,7 @@ class CpuOperations(Operations):
             _addresses(x),
             _addresses(masks),
             np.array(coefficients, np.float64),
+            np.array(gains or [1.0] * len(x), np.float64),
             np.array(weights, np.float64),
             *_base(base, x[0]),
             float(factor),
@@ -118,7 +121,8 @@ class CpuOperations(Operations):
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         out = np.empty(x.size, np.uint8)
-        kernels.top_mask(x, *_base(base, x), x.dtype.type(threshold), cut, out)
+        exact = x.dtype.type(threshold)
+        kernels.top_mask(x, *_base(base, x), exact if exact == threshold else np.float64(threshold), cut, out)
         return out
 
     def count_equal(self, x: Array, base: Array | None, threshold: float) -> int:
@@ -138,19 +142,81 @@ class CpuOperations(Operations):
             kernels.random_mask(np.uint64(key), np.uint64(start), np.uint64(limit), out)
         return out
 
-    def chunk_gram(self, x: Sequence[Array], base: Array | None) -> NDArray[np.float64]:
+    def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         count = len(x)
-        out = np.empty((_chunks(x[0]), count, count))
+        out = np.empty((-(-x[0].size // chunk), count, count))
         sums = np.empty(len(out))
         for i in range(count):
             for j in range(i + 1):
-                kernels.chunk_dots(x[i], x[j], *_base(base, x[0]), sums)
+                kernels.chunk_dots(x[i], x[j], *_base(base, x[0]), chunk, sums)
                 out[:, i, j] = out[:, j, i] = sums
         return out
 
-    def chunk_absolute_sums(self, x: Array, base: Array | None, mask: Mask) -> NDArray[np.float64]:
-        out = np.empty(_chunks(x))
-        kernels.chunk_absolute_sums(x, *_base(base, x), _NO_MASK if mask is None else mask, mask is not None, out)
+    def chunk_sums(
+        self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
+    ) -> NDArray[np.float64]:
+        out = np.empty(-(-x.size // chunk))
+        kept = _NO_MASK if mask is None else mask
+        kernels.chunk_sums(x, *_base(base, x), kept, mask is not None, squared, chunk, out)
+        return out
+
+    def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
+        return dropped ^ 1 if kept is None else kept & ~dropped
+
+    def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
+        return rank_limits(density, epsilon, row_length)
+
+    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+        out = np.empty(x.size, np.uint8)
+        values = self._reuse("rank", x.dtype, limits.size)
+        bits = values.view(np.uint32 if x.dtype == np.float32 else np.uint64)
+        row_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
+        return out
+
+    def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
+        c = 0.0 if base is None else base.astype(np.float64)
+        return (a.astype(np.float64) - c) * (b.astype(np.float64) - c)
+
+    def weighted_sum_by(self, coefficients: Sequence[Array], arrays: Sequence[Array]) -> Array:
+        total = np.zeros(arrays[0].size)
+        for c, a in zip(coefficients, arrays, strict=True):
+            total += c * a
+        return total.astype(arrays[0].dtype)
+
+    def repeat(self, values: Sequence[float], times: int) -> Array:
+        return np.repeat(np.asarray(values, np.float64), times)
+
+    def cycle(self, values: Sequence[float], start: int, count: int) -> Array:
+        return np.take(np.asarray(values, np.float64), np.arange(start, start + count), mode="wrap")
+
+    def row_divergences(self, x: Array, base: Array, row_length: int) -> NDArray[np.float64]:
+        out = np.empty(x.size // row_length)
+        row_kernels.row_divergences(x, base, row_length, out)
+        return out
+
+    def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
+        out = np.empty_like(x)
+        row_kernels.row_scaled_magnitudes(x, base, np.asarray(factors, np.float64), row_length, out)
+        return out
+
+    def spread(self, x: Sequence[Array]) -> Array:
+        out = np.empty_like(x[0])
+        row_kernels.spread(_addresses(x), out)
+        return out
+
+    def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
+        out = np.empty_like(x)
+        row_kernels.step_towards(x, base, float(step), float(floor), out)
+        return out
+
+    def active_counts(self, x: Sequence[Array], base: Array, epsilon: float) -> list[tuple[int, int]]:
+        shared, unique = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
+        row_kernels.active_counts(_addresses(x), base, float(epsilon), shared, unique)
+        return list(zip(shared.tolist(), unique.tolist(), strict=True))
+
+    def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
+        out = np.empty_like(base)
+        row_kernels.active_mean(_addresses(x), base, float(epsilon), np.array(gains, np.float64), out)
         return out
 
     def _reuse(self, use: str, dtype: Any, size: int) -> NDArray[Any]:
@@ -168,7 +234,3 @@ def _addresses(arrays: Sequence[Any]) -> NDArray[np.uintp]:
 
 def _base(base: Array | None, like: Array) -> tuple[Array, bool]:
     return (like, False) if base is None else (base, True)
-
-
-def _chunks(x: NDArray[Any]) -> int:
-    return -(-x.size // CHUNK_ELEMENTS)

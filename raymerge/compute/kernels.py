@@ -8,55 +8,26 @@ compiler turns into vector code. (Indexing inputs inside the element loop ran 10
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from raymerge.compute.kernel_cache import pin_kernel_cache
+from raymerge.compute.jit import carray, jit, pointer  # first: it settles numba's cache folder  # isort: skip
 
-CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
+import numpy as np
 
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from numba.core import types  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
-
-from raymerge.compute.operations import VOTE_ROUNDING  # noqa: E402
-from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2  # noqa: E402
-from raymerge.compute.sums import CHUNK_ELEMENTS, LANES  # noqa: E402
+from raymerge.compute.operations import VOTE_ROUNDING
+from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2
+from raymerge.compute.sums import LANES
 
 TILE = 1024
-njit: Any = numba.njit  # Any: whether numba carries types depends on its version
-carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _jit(function: F) -> F:
-    compiled: F = njit(nogil=True, cache=CACHE, fastmath=False, error_model="numpy", boundscheck=False)(function)
-    return compiled
-
-
-def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
-    """An address as a pointer to elements of the array `like`."""
-    pointer: Any = types.CPointer
-    signature = pointer(like.dtype)(address, like)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, generate
-
-
-_pointer: Any = intrinsic(_pointer_to)
-
-
-@_jit
+@jit
 def decode_bf16(raw: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] = np.uint32(raw[j]) << np.uint32(16)
 
 
-@_jit
+@jit
 def encode_bf16(bits: Any, out: Any) -> Any:
     """float32 bits to bfloat16 bits, to nearest even; NaN becomes the quiet NaN 0x7fc0, as in torch."""
     bad: Any = 0
@@ -70,7 +41,7 @@ def encode_bf16(bits: Any, out: Any) -> Any:
     return bad
 
 
-@_jit
+@jit
 def narrow_to_odd(values: Any, out: Any, out_bits: Any) -> None:
     """float64 to float32, inexact results to the odd neighbour: rounding those again, to 16 bits, rounds once."""
     for j in range(values.size):
@@ -85,7 +56,7 @@ def narrow_to_odd(values: Any, out: Any, out_bits: Any) -> None:
             out_bits[j] = bits | np.uint32(1)
 
 
-@_jit
+@jit
 def count_nonfinite(values: Any) -> Any:
     bad: Any = 0
     for j in range(values.size):
@@ -93,20 +64,20 @@ def count_nonfinite(values: Any) -> Any:
     return bad
 
 
-@_jit
+@jit
 def subtract(x: Any, base: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] = x[j] - base[j]
 
 
-@_jit
+@jit
 def weighted_sum(addresses: Any, coefficients: Any, out: Any) -> None:
     """Store sum c_k a_k, accumulated in float64 in the order of the inputs, rounded once."""
     total = np.empty(TILE, np.float64)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         for k in range(addresses.size):
-            a = carray(_pointer(addresses[k], out), (out.size,))[start : start + m]
+            a = carray(pointer(addresses[k], out), (out.size,))[start : start + m]
             c = coefficients[k]
             if k == 0:
                 for j in range(m):
@@ -118,13 +89,13 @@ def weighted_sum(addresses: Any, coefficients: Any, out: Any) -> None:
             out[start + j] = total[j]
 
 
-@_jit
+@jit
 def magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] = abs(x[j] - base[j]) if has_base else abs(x[j])
 
 
-@_jit
+@jit
 def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: Any) -> None:
     """1 where |x - base| exceeds the threshold, or equals it at an index below `cut`. NaN counts as large."""
     for j in range(out.size):
@@ -132,7 +103,7 @@ def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: An
         out[j] = np.uint8((not a <= threshold) | ((a == threshold) & (j < cut)))
 
 
-@_jit
+@jit
 def count_equal(x: Any, base: Any, has_base: Any, threshold: Any) -> Any:
     count: Any = 0
     for j in range(x.size):
@@ -141,7 +112,7 @@ def count_equal(x: Any, base: Any, has_base: Any, threshold: Any) -> Any:
     return count
 
 
-@_jit
+@jit
 def index_after_equals(x: Any, base: Any, has_base: Any, threshold: Any, wanted: Any) -> Any:
     """The index just after the `wanted`-th element whose magnitude equals the threshold."""
     count: Any = 0
@@ -154,13 +125,13 @@ def index_after_equals(x: Any, base: Any, has_base: Any, threshold: Any, wanted:
     return x.size
 
 
-@_jit
+@jit
 def _fill_terms(
     terms: Any, address: Any, mask_address: Any, coefficient: Any, base: Any, has_base: Any, start: Any, out: Any
 ) -> None:
     """Store coefficient * (x - base) where the mask is set, else 0, for one tile; mask address 0: set everywhere."""
     m = terms.size
-    x = carray(_pointer(address, out), (out.size,))[start : start + m]
+    x = carray(pointer(address, out), (out.size,))[start : start + m]
     if has_base:
         b = base[start : start + m]
         for j in range(m):
@@ -169,12 +140,12 @@ def _fill_terms(
         for j in range(m):
             terms[j] = coefficient * np.float64(x[j])
     if mask_address != 0:
-        mask = carray(_pointer(mask_address, np.empty(0, np.uint8)), (out.size,))[start : start + m]
+        mask = carray(pointer(mask_address, np.empty(0, np.uint8)), (out.size,))[start : start + m]
         for j in range(m):
             terms[j] = terms[j] if mask[j] != 0 else 0.0
 
 
-@_jit
+@jit
 def masked_sum(addresses: Any, masks: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, out: Any) -> None:
     """Store base + factor * sum c_k m_k (x_k - base) in float64, rounded once; without a base it counts as 0."""
     total = np.empty(TILE, np.float64)
@@ -189,7 +160,7 @@ def masked_sum(addresses: Any, masks: Any, coefficients: Any, base: Any, has_bas
         _finish(total[:m], factor, base, has_base, start, out)
 
 
-@_jit
+@jit
 def _finish(total: Any, factor: Any, base: Any, has_base: Any, start: Any, out: Any) -> None:
     m = total.size
     if has_base:
@@ -201,11 +172,12 @@ def _finish(total: Any, factor: Any, base: Any, has_base: Any, start: Any, out: 
             out[start + j] = factor * total[j]
 
 
-@_jit
+@jit
 def elect(
     addresses: Any,
     masks: Any,
     coefficients: Any,
+    gains: Any,
     weights: Any,
     base: Any,
     has_base: Any,
@@ -215,11 +187,11 @@ def elect(
     tiny: Any,
     out: Any,
 ) -> None:
-    """The TIES election: out = base + factor * mean of the terms c_k m_k (x_k - base) whose sign their sum has.
+    """The TIES election: out = base + factor * mean of the votes c_k m_k (x_k - base) whose sign their sum has.
 
-    All in float64, rounded once. A sum that is 0 but for rounding elects +, whatever the order of the inputs; a term of
-    0 agrees with neither sign. With `divide` the sum of the agreeing terms is divided by the sum of their weights,
-    where that is larger than `tiny`.
+    All in float64, rounded once. A sum that is 0 but for rounding elects +, whatever the order of the inputs; a vote of
+    0 agrees with neither sign. The agreeing votes are added, each times its gain; with `divide` the sum is divided by
+    the sum of their weights, where that is larger than `tiny`.
     """
     count = addresses.size
     terms = np.empty((count, TILE), np.float64)
@@ -239,12 +211,12 @@ def elect(
                 for j in range(m):
                     votes[j] += row[j]
                     share[j] += abs(row[j])
-        _agree(terms, weights, votes, share, m, divide, tiny)
+        _agree(terms, gains, weights, votes, share, m, divide, tiny)
         _finish(votes[:m], factor, base, has_base, start, out)
 
 
-@_jit
-def _agree(terms: Any, weights: Any, votes: Any, share: Any, m: Any, divide: Any, tiny: Any) -> None:
+@jit
+def _agree(terms: Any, gains: Any, weights: Any, votes: Any, share: Any, m: Any, divide: Any, tiny: Any) -> None:
     """Replace each vote by the sum, or the mean, of the terms of its sign."""
     positive = np.empty(TILE, np.bool_)
     for j in range(m):
@@ -253,18 +225,18 @@ def _agree(terms: Any, weights: Any, votes: Any, share: Any, m: Any, divide: Any
         share[j] = 0.0
     for k in range(terms.shape[0]):
         row = terms[k, :m]
-        w = weights[k]
+        gain, w = gains[k], weights[k]
         for j in range(m):
             agrees = (row[j] > 0.0) if positive[j] else (row[j] < 0.0)
             agrees |= np.isnan(row[j])
-            votes[j] += row[j] if agrees else 0.0
+            votes[j] += gain * row[j] if agrees else 0.0
             share[j] += w if agrees else 0.0
     if divide:
         for j in range(m):
             votes[j] /= share[j] if abs(share[j]) > tiny else 1.0
 
 
-@_jit
+@jit
 def histogram_digit(
     x: Any, base: Any, has_base: Any, bits: Any, values: Any, shift: Any, prefix: Any, out: Any
 ) -> None:
@@ -287,7 +259,7 @@ def histogram_digit(
                 out[(magnitude >> shift) & 0xFFFF] += 1
 
 
-@_jit
+@jit
 def histogram_high(x: Any, base: Any, has_base: Any, bits: Any, values: Any, shift: Any, out: Any) -> None:
     """As histogram_digit for the highest digit, where nothing lies above."""
     n = x.size
@@ -303,15 +275,15 @@ def histogram_high(x: Any, base: Any, has_base: Any, bits: Any, values: Any, shi
             out[bits[j] >> shift] += 1
 
 
-@_jit
-def chunk_dots(a: Any, b: Any, base: Any, has_base: Any, out: Any) -> None:
-    """out[i] = sum of (a - base) * (b - base) over the i-th chunk of 4096 elements, in float64."""
+@jit
+def chunk_dots(a: Any, b: Any, base: Any, has_base: Any, chunk: Any, out: Any) -> None:
+    """Store out[i] = sum of (a - base) * (b - base) over the i-th chunk, in float64: 64 lanes, then those pairwise."""
     lanes = np.empty(LANES, np.float64)
     n = a.size
     for i in range(out.size):
         lanes[:] = 0.0
-        first = i * CHUNK_ELEMENTS
-        last = min(n, first + CHUNK_ELEMENTS)
+        first = i * chunk
+        last = min(n, first + chunk)
         whole = first + (last - first) // LANES * LANES
         for start in range(first, whole, LANES):
             for j in range(LANES):
@@ -326,7 +298,7 @@ def chunk_dots(a: Any, b: Any, base: Any, has_base: Any, out: Any) -> None:
         out[i] = _add_lanes(lanes)
 
 
-@_jit
+@jit
 def _add_lanes(lanes: Any) -> Any:
     half = LANES // 2
     while half > 0:
@@ -336,15 +308,15 @@ def _add_lanes(lanes: Any) -> Any:
     return float(lanes[0])
 
 
-@_jit
-def chunk_absolute_sums(x: Any, base: Any, has_base: Any, mask: Any, has_mask: Any, out: Any) -> None:
-    """out[i] = sum of abs(x - base) over the i-th chunk, where the mask is set, in float64."""
+@jit
+def chunk_sums(x: Any, base: Any, has_base: Any, mask: Any, has_mask: Any, squared: Any, chunk: Any, out: Any) -> None:
+    """Store out[i] = sum of abs(x - base), or its square, over the i-th chunk, where the mask is set, in float64."""
     lanes = np.empty(LANES, np.float64)
     n = x.size
     for i in range(out.size):
         lanes[:] = 0.0
-        first = i * CHUNK_ELEMENTS
-        last = min(n, first + CHUNK_ELEMENTS)
+        first = i * chunk
+        last = min(n, first + chunk)
         for start in range(first, last, LANES):
             for j in range(min(LANES, last - start)):
                 e = start + j
@@ -353,11 +325,11 @@ def chunk_absolute_sums(x: Any, base: Any, has_base: Any, mask: Any, has_mask: A
                     d -= np.float64(base[e])
                 if has_mask and mask[e] == 0:
                     d = 0.0
-                lanes[j] += abs(d)
+                lanes[j] += d * d if squared else abs(d)
         out[i] = _add_lanes(lanes)
 
 
-@_jit
+@jit
 def random_mask(key: Any, first: Any, low: Any, out: Any) -> None:
     """1 where the random bits of element first + j lie below `low`: the definition is random_bits.element_bits."""
     golden = np.uint64(GOLDEN)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from raymerge.compute.sums import CHUNK_ELEMENTS
 from raymerge.dtypes import DType
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguo
 Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
+PROBABILITY_FLOOR = 1e-8  # added to probabilities before their logarithm, as the peer does
 VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of their magnitudes is 0 but for float64 rounding
 WEIGHT_ROUNDING = (
     2.0**-40
@@ -81,12 +83,13 @@ class Operations(ABC):
         factor: float = 1.0,
         divide: bool = True,
         count_votes: bool = False,
+        gains: Sequence[float] | None = None,
     ) -> Array:
-        """As masked_sum, but base + factor * the elected mean of the terms c_i (x_i - base) whose mask is set.
+        """As masked_sum, but base + factor * the elected mean of the votes c_i (x_i - base) whose mask is set.
 
-        The sign of the terms' float64 sum is elected, with `count_votes` that of the sum of their signs (0 counts
-        as +). The terms of that sign are added and, with
-        `divide`, divided by the sum of their weights; a weight sum that is 0 but for rounding counts as 1.
+        The sign of the votes' float64 sum is elected, with `count_votes` that of the sum of their signs; a sum that is
+        0 but for rounding counts as +. The votes of that sign are added, each times its input's gain (default 1), and
+        with `divide` divided by the sum of their weights; a weight sum that is 0 but for rounding counts as 1.
         """
 
     @abstractmethod
@@ -118,9 +121,74 @@ class Operations(ABC):
         """1 where `random_bits.element_bits(key, start + j)` is below `limit`, for j below `count`."""
 
     @abstractmethod
-    def chunk_gram(self, x: Sequence[Array], base: Array | None) -> NDArray[np.float64]:
-        """Gram matrix of x_i - base in each chunk of 4096 elements: shape (chunks, K, K), float64."""
+    def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
+        """Gram matrix of x_i - base in each chunk of elements (or row, by its length): (chunks, K, K), float64."""
 
     @abstractmethod
-    def chunk_absolute_sums(self, x: Array, base: Array | None, mask: Mask) -> NDArray[np.float64]:
-        """Sum of |x - base| where the mask is set, in each chunk of 4096 elements: shape (chunks,), float64."""
+    def chunk_sums(
+        self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
+    ) -> NDArray[np.float64]:
+        """Sum of |x - base|, or its square, where the mask is set, in each chunk or row: shape (chunks,), float64."""
+
+    @abstractmethod
+    def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
+        """What `kept` keeps and `dropped` does not."""
+
+    @abstractmethod
+    def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
+        """Limits of the random bits by place in a row: `keep_limit` of density - epsilon + 2 epsilon rank.
+
+        The largest element, at place 0, has rank 1, the last one 0; a lone one has rank 0. For rank_mask, whose form
+        they are in; density -/+ epsilon must lie inside (0, 1).
+        """
+
+    @abstractmethod
+    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+        """1 where an element's random bits lie below the limit of its place in its row, as long as the limits.
+
+        Places count from the row's largest |x - base| down, equal ones in index order. The block holds whole rows and
+        starts at element `start`.
+        """
+
+    @abstractmethod
+    def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
+        """(a - base) * (b - base) in float64, element by element."""
+
+    @abstractmethod
+    def weighted_sum_by(self, coefficients: Sequence[Array], arrays: Sequence[Array]) -> Array:
+        """As weighted_sum, with a float64 coefficient for each element: see repeat and cycle."""
+
+    @abstractmethod
+    def repeat(self, values: Sequence[float], times: int) -> Array:
+        """Each value `times` times in turn, float64: coefficients by row."""
+
+    @abstractmethod
+    def cycle(self, values: Sequence[float], start: int, count: int) -> Array:
+        """values[(start + j) % len(values)] for j below `count`, float64: coefficients by column."""
+
+    @abstractmethod
+    def row_divergences(self, x: Array, base: Array, row_length: int) -> NDArray[np.float64]:
+        """Kullback-Leibler divergence of softmax(x) from softmax(base) in each row, 1e-8 added to each probability.
+
+        Devices differ in the last bits: exp and log are not rounded alike everywhere.
+        """
+
+    @abstractmethod
+    def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
+        """|x - base| times its row's factor, rounded once to the blocks' type."""
+
+    @abstractmethod
+    def spread(self, x: Sequence[Array]) -> Array:
+        """Standard deviation over the inputs of each element, rounded once; exactly 0 where all are equal."""
+
+    @abstractmethod
+    def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
+        """The sum base + clip(step / max(|x - base|, floor), 0, 1) (x - base), in float64, rounded once."""
+
+    @abstractmethod
+    def active_counts(self, x: Sequence[Array], base: Array, epsilon: float) -> list[tuple[int, int]]:
+        """For each input the elements where |x_i - base| > epsilon: (where others' are too, where it is alone)."""
+
+    @abstractmethod
+    def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
+        """Base + the mean of the x_i - base over epsilon, in float64, rounded once; a lone one times its gain."""

@@ -8,7 +8,11 @@ pseudorandom number generators, OOPSLA 2014).
 from __future__ import annotations
 
 import hashlib
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -35,5 +39,16 @@ def keep_limit(density: float) -> int:
     if density >= 1:
         return 1 << 64
     if density > 0:
-        return round(Fraction(density) * (1 << 64))
+        return round(density * 2.0**64)
     return 0
+
+
+def rank_limits(density: float, epsilon: float, row_length: int) -> NDArray[np.uint64]:
+    """keep_limit(density - epsilon + 2 epsilon rank) by place in a row: rank 1 at place 0, 0 at the last or only one.
+
+    The probabilities are IEEE doubles inside (0, 1); times 2^64 they are exact.
+    """
+    import numpy as np
+
+    ranks = 1 - np.arange(row_length) / (row_length - 1) if row_length > 1 else np.zeros(row_length)
+    return np.rint((density - epsilon + 2 * epsilon * ranks) * 2.0**64).astype(np.uint64)

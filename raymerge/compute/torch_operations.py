@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raymerge.compute.operations import VOTE_ROUNDING, WEIGHT_ROUNDING, Array, Buffer, Mask, Operations
-from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2
+from raymerge.compute.operations import (
+    PROBABILITY_FLOOR,
+    VOTE_ROUNDING,
+    WEIGHT_ROUNDING,
+    Array,
+    Buffer,
+    Mask,
+    Operations,
+)
+from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2, rank_limits
 from raymerge.compute.sums import CHUNK_ELEMENTS, LANES
 from raymerge.dtypes import DType
 
@@ -72,6 +80,7 @@ class TorchOperations(Operations):
         factor: float = 1.0,
         divide: bool = True,
         count_votes: bool = False,
+        gains: Sequence[float] | None = None,
     ) -> Array:
         terms = [_term(each, base, mask, c) for each, mask, c in zip(x, masks, coefficients, strict=True)]
         votes, size = torch.zeros_like(terms[0]), torch.zeros_like(terms[0])
@@ -80,9 +89,9 @@ class TorchOperations(Operations):
             size += 0.0 if count_votes else term.abs()
         positive = ~(votes < size * -VOTE_ROUNDING)
         total, share = torch.zeros_like(votes), torch.zeros_like(votes)
-        for term, weight in zip(terms, weights, strict=True):
+        for term, gain, weight in zip(terms, gains or [1.0] * len(x), weights, strict=True):
             agrees = torch.where(positive, term > 0, term < 0) | term.isnan()
-            total += torch.where(agrees, term, 0.0)
+            total += torch.where(agrees, float(gain) * term, 0.0)
             share += torch.where(agrees, float(weight), 0.0)
         if divide:
             tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
@@ -118,26 +127,103 @@ class TorchOperations(Operations):
     def random_mask(self, key: int, start: int, count: int, limit: int) -> Mask:
         if limit >= 1 << 64:
             return torch.ones(count, dtype=torch.uint8, device=self._device)
-        index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=self._device)
-        z = index * _signed(GOLDEN) + _signed(key)
-        z = (z ^ _shifted(z, 30)) * _signed(MIX_1)
-        z = (z ^ _shifted(z, 27)) * _signed(MIX_2)
-        z = z ^ _shifted(z, 31)
-        return ((z ^ _signed(_SIGN)) < _signed(limit ^ _SIGN)).to(torch.uint8)  # compares as unsigned
+        return (self._ordered_bits(key, start, count) < _signed(limit ^ _SIGN)).to(torch.uint8)
 
-    def chunk_gram(self, x: Sequence[Array], base: Array | None) -> NDArray[np.float64]:
-        d = [_chunked(each.double() if base is None else each.double() - base.double()) for each in x]
+    def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
+        d = [_by_lane(_term(each, base, None, 1.0), chunk) for each in x]
         count = len(x)
         out = np.empty((len(d[0]), count, count))
         for i in range(count):
             for j in range(i + 1):
-                out[:, i, j] = out[:, j, i] = _add_chunks(d[i], d[j]).cpu().numpy()
+                out[:, i, j] = out[:, j, i] = _add_products(d[i], d[j]).cpu().numpy()
         return out
 
-    def chunk_absolute_sums(self, x: Array, base: Array | None, mask: Mask) -> NDArray[np.float64]:
-        d = _chunked(_term(x, base, mask, 1.0).abs())
-        sums: NDArray[np.float64] = _add_chunks(d, torch.ones_like(d)).cpu().numpy()
+    def chunk_sums(
+        self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
+    ) -> NDArray[np.float64]:
+        d = _by_lane(_term(x, base, mask, 1.0).abs(), chunk)
+        sums: NDArray[np.float64] = _add_products(d, d if squared else torch.ones_like(d)).cpu().numpy()
         return sums
+
+    def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
+        return dropped ^ 1 if kept is None else kept & ~dropped
+
+    def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
+        ordered = rank_limits(density, epsilon, row_length) ^ np.uint64(_SIGN)
+        return torch.from_numpy(ordered.view(np.int64)).to(self._device)
+
+    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+        rows = _magnitudes(x, base).view(-1, len(limits))
+        order = rows.argsort(dim=1, descending=True, stable=True)
+        by_element = torch.empty_like(order).scatter_(1, order, limits.expand_as(order))
+        return (self._ordered_bits(key, start, len(x)) < by_element.view(-1)).to(torch.uint8)
+
+    def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
+        c = 0.0 if base is None else base.double()
+        return (a.double() - c) * (b.double() - c)
+
+    def weighted_sum_by(self, coefficients: Sequence[Array], arrays: Sequence[Array]) -> Array:
+        total = torch.zeros_like(arrays[0], dtype=torch.float64)
+        for c, a in zip(coefficients, arrays, strict=True):
+            total += c * a.double()
+        return total.to(arrays[0].dtype)
+
+    def repeat(self, values: Sequence[float], times: int) -> Array:
+        return torch.tensor(values, dtype=torch.float64, device=self._device).repeat_interleave(times)
+
+    def cycle(self, values: Sequence[float], start: int, count: int) -> Array:
+        index = torch.arange(start, start + count, device=self._device) % len(values)
+        return torch.tensor(values, dtype=torch.float64, device=self._device)[index]
+
+    def row_divergences(self, x: Array, base: Array, row_length: int) -> NDArray[np.float64]:
+        p = torch.softmax(x.double().view(-1, row_length), dim=1) + PROBABILITY_FLOOR
+        q = torch.softmax(base.double().view(-1, row_length), dim=1) + PROBABILITY_FLOOR
+        divergences: NDArray[np.float64] = (p * (p / q).log()).sum(dim=1).cpu().numpy()
+        return divergences
+
+    def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
+        return ((x.double() - base.double()).abs() * self.repeat(factors, row_length)).to(x.dtype)
+
+    def spread(self, x: Sequence[Array]) -> Array:
+        first, count = x[0].double(), len(x)
+        mean = torch.zeros_like(first)
+        total = torch.zeros_like(first)
+        for each in x:
+            mean += (each.double() - first) / count
+        for each in x:
+            e = (each.double() - first) - mean
+            total += e * e
+        return (total / count).sqrt().to(x[0].dtype)
+
+    def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
+        b = base.double()
+        d = x.double() - b
+        share = (float(step) / d.abs().clamp(min=floor)).clamp(0.0, 1.0)
+        return (b + share * d).to(x.dtype)
+
+    def active_counts(self, x: Sequence[Array], base: Array, epsilon: float) -> list[tuple[int, int]]:
+        active = [~((each.double() - base.double()).abs() <= epsilon) for each in x]
+        number = torch.stack(active).sum(dim=0)
+        return [(int((each & (number > 1)).sum()), int((each & (number == 1)).sum())) for each in active]
+
+    def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
+        b = base.double()
+        total, gain, number = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
+        for each, own_gain in zip(x, gains, strict=True):
+            d = each.double() - b
+            active = ~(d.abs() <= epsilon)
+            total += torch.where(active, d, 0.0)
+            gain = torch.where(active, float(own_gain), gain)
+            number += active
+        return (b + torch.where(number == 1, total * gain, total / number.clamp(min=1))).to(base.dtype)
+
+    def _ordered_bits(self, key: int, start: int, count: int) -> Array:
+        """The random bits of `count` elements, shifted down by 2^63: signed integers in the order of the unsigned."""
+        index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=self._device)
+        z = index * _signed(GOLDEN) + _signed(key)
+        z = (z ^ _shifted(z, 30)) * _signed(MIX_1)
+        z = (z ^ _shifted(z, 27)) * _signed(MIX_2)
+        return z ^ _shifted(z, 31) ^ _signed(_SIGN)
 
 
 def _magnitudes(x: Array, base: Array | None) -> Array:
@@ -163,14 +249,14 @@ def _shifted(z: Array, bits: int) -> Array:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _chunked(values: Array) -> Array:
+def _by_lane(values: Array, chunk: int) -> Array:
     """Values as (chunks, steps, lanes), padded with zeros, which change no sum."""
-    chunks = -(-len(values) // CHUNK_ELEMENTS)
-    padded = torch.nn.functional.pad(values, (0, chunks * CHUNK_ELEMENTS - len(values)))
-    return padded.view(chunks, CHUNK_ELEMENTS // LANES, LANES)
+    chunks, steps = -(-len(values) // chunk), -(-chunk // LANES)
+    rows = torch.nn.functional.pad(values, (0, chunks * chunk - len(values))).view(chunks, chunk)
+    return torch.nn.functional.pad(rows, (0, steps * LANES - chunk)).view(chunks, steps, LANES)
 
 
-def _add_chunks(a: Array, b: Array) -> Array:
+def _add_products(a: Array, b: Array) -> Array:
     """Sums of products over each chunk: lane by lane in element order, then the lanes pairwise."""
     lanes = torch.zeros_like(a[:, 0])
     for step in range(a.shape[1]):

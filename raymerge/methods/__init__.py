@@ -11,8 +11,23 @@ from raymerge.methods.inputs import Block, Inputs
 
 __all__ = ["Base", "Block", "Inputs", "Method", "Parameter", "all_methods", "merge_method", "method"]
 
-_BUILT_IN = ("linear", "slerp", "ties", "dare", "passthrough")  # modules of this package that declare methods
-_ORDER = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough")
+_BUILT_IN = {  # the methods that each module of this package declares
+    "linear": ("linear",),
+    "slerp": ("slerp",),
+    "nuslerp": ("nuslerp",),
+    "multislerp": ("multislerp", "karcher"),
+    "task_arithmetic": ("task_arithmetic",),
+    "ties": ("ties",),
+    "dare": ("dare_linear", "dare_ties"),
+    "breadcrumbs": ("breadcrumbs", "breadcrumbs_ties"),
+    "della": ("della", "della_linear"),
+    "sce": ("sce",),
+    "model_stock": ("model_stock",),
+    "nearswap": ("nearswap",),
+    "arcee_fusion": ("arcee_fusion",),
+    "ram": ("ram", "ramplus_tl"),
+    "passthrough": ("passthrough",),
+}
 
 
 def all_methods() -> dict[str, Method]:
@@ -20,7 +35,8 @@ def all_methods() -> dict[str, Method]:
     for module in _BUILT_IN:
         import_module(f"{__name__}.{module}")
     known = registered_methods()
-    return {name: known[name] for name in (*_ORDER, *(name for name in known if name not in _ORDER))}
+    built_in = [name for names in _BUILT_IN.values() for name in names]
+    return {name: known[name] for name in dict.fromkeys((*built_in, *known))}
 
 
 def method(name: str) -> Method:

@@ -1,4 +1,4 @@
-"""Weighted averages of models and of their task vectors."""
+"""The weighted average, and what its relatives share: weights, their sum, and lambda."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import fsum
 
 from raymerge.errors import UsageError
-from raymerge.methods.declaration import Array, Base, Combine, Parameter, Values, merge_method
-from raymerge.methods.inputs import Block, Inputs
+from raymerge.methods.declaration import Base, Combine, Parameter, Values, merge_method
+from raymerge.methods.gram import combine_linearly
+from raymerge.methods.inputs import Inputs
 
 WEIGHT = Parameter(name="weight", kind=float, per_input=True, help="share of the model")
 LAMBDA = Parameter(name="lambda", kind=float, default=1.0, help="scales the merged change before adding the base")
@@ -44,31 +45,4 @@ def weight_divisor(inputs: Inputs) -> float:
 )
 def linear(inputs: Inputs) -> Combine:
     divisor = weight_divisor(inputs)
-    coefficients = [weight / divisor for weight in inputs.parameter("weight")]
-
-    def combine(block: Block) -> Array:
-        return block.operations.weighted_sum(coefficients, block.x)
-
-    return combine
-
-
-@merge_method(
-    "task_arithmetic",
-    summary="add the models' weighted changes to the base",
-    formula="b + lambda * sum w_i (x_i - b), the sum divided by sum w_i if normalize",
-    source="Task arithmetic (arXiv 2212.04089)",
-    base=Base.REQUIRED,
-    parameters=(WEIGHT, normalize(default=False), LAMBDA),
-    accepted_without_effect=("int8_mask",),
-    check=check_weights,
-    example={"weight": [0.5, 0.5]},
-)
-def task_arithmetic(inputs: Inputs) -> Combine:
-    factor = inputs.shared["lambda"] / weight_divisor(inputs)
-    coefficients = [factor * weight for weight in inputs.parameter("weight")]
-    base_coefficient = fsum([1.0, *(-coefficient for coefficient in coefficients)])
-
-    def combine(block: Block) -> Array:
-        return block.operations.weighted_sum([base_coefficient, *coefficients], [block.base, *block.x])
-
-    return combine
+    return combine_linearly([weight / divisor for weight in inputs.parameter("weight")])

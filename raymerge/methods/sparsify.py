@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from raymerge.compute.operations import Mask
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import Pair, Threshold, TopKeeper, find_thresholds, kept_count
-from raymerge.compute.sums import PairwiseSum
+from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
 from raymerge.methods.declaration import Array, Combine, Parameter
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import weight_divisor
@@ -72,6 +72,59 @@ def _keep_top(threshold: Threshold) -> Keeper:
     return keep
 
 
+def keep_band(inputs: Inputs) -> OpenKeepers:
+    """Keep the floor(density * n) changes next below the floor(gamma * n) largest, or else the smallest ones.
+
+    One order serves both ends: by magnitude from the largest, among equals by element index.
+    """
+    n = inputs.element_count
+    bands = [
+        _band(density, gamma, n)
+        for density, gamma in zip(inputs.parameter("density"), inputs.parameter("gamma"), strict=True)
+    ]
+    wanted = [(i, place) for i, band in enumerate(bands) for place in band if 0 < place < n and band[0] < band[1]]
+    found = dict(zip(wanted, find_thresholds(inputs.operations, block_pairs(inputs), wanted), strict=True))
+
+    def open_keepers() -> Sequence[Keeper]:
+        return [
+            _keep_between(found.get((i, first)), found.get((i, last))) if first < last else _keep_none
+            for i, (first, last) in enumerate(bands)
+        ]
+
+    return open_keepers
+
+
+def _band(density: float, gamma: float, n: int) -> tuple[int, int]:
+    """[first, last) of what is kept, in places from the largest change down."""
+    kept = max(0, min(n, int(density * n)))
+    first = min(max(0, int(gamma * n)), n - kept)
+    return first, first + kept
+
+
+def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
+    inner = _keep_top(dropped) if dropped else None
+    outer = _keep_top(kept) if kept else _keep_all
+
+    def keep(block: Block, i: int) -> Mask:
+        within = outer(block, i)
+        return within if inner is None else block.operations.mask_difference(within, inner(block, i))
+
+    return keep
+
+
+def keep_by_rank(inputs: Inputs) -> OpenKeepers:
+    """Keep each change with probability density - epsilon + 2 epsilon rank, by its rank within its row."""
+    limits = [
+        inputs.operations.rank_limits(density, epsilon, inputs.row_length)
+        for density, epsilon in zip(inputs.parameter("density"), inputs.parameter("epsilon"), strict=True)
+    ]
+
+    def keep(block: Block, i: int) -> Mask:
+        return block.operations.rank_mask(block.x[i], block.base, limits[i], key=inputs.keys[i], start=block.start)
+
+    return lambda: [keep] * inputs.count
+
+
 def keep_random(inputs: Inputs) -> OpenKeepers:
     """Keep each change with probability `density`, by the bits of its input's stream."""
 
@@ -92,26 +145,28 @@ def _keep_drawn(key: int, density: float) -> Keeper:
     return _keep_all if density >= 1 else keep
 
 
-def scales(inputs: Inputs, open_keepers: OpenKeepers) -> list[float]:
+def scales(inputs: Inputs, open_keepers: OpenKeepers, *, rows: bool = False) -> list[float]:
     """What kept changes are multiplied by: 1 unless `rescale` is set, else as `rescale_mode` says.
 
     "l1" is L1(d_i) / L1(kept part of d_i), 0 where nothing is kept, and takes a pass; "density" is 1 / density.
+    `rows`: the keepers need blocks of whole rows.
     """
     densities = inputs.parameter("density")
     if not inputs.shared["rescale"] or all(density >= 1 for density in densities):
         return [1.0] * inputs.count
     if inputs.shared["rescale_mode"] == "density":
         return [1 / min(density, 1.0) if density > 0 else 0.0 for density in densities]
-    return _l1_scales(inputs, open_keepers())
+    return _l1_scales(inputs, open_keepers(), rows=rows)
 
 
-def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper]) -> list[float]:
+def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper], *, rows: bool) -> list[float]:
     sums = [(PairwiseSum(), PairwiseSum()) for _ in range(inputs.count)]
-    for block in inputs.scan():
+    chunk = inputs.row_length if rows else CHUNK_ELEMENTS
+    for block in inputs.scan(rows=rows):
         for i, (all_entries, kept_entries) in enumerate(sums):
             mask = keepers[i](block, i)
-            all_entries.add(block.operations.chunk_absolute_sums(block.x[i], block.base, None))
-            kept_entries.add(block.operations.chunk_absolute_sums(block.x[i], block.base, mask))
+            all_entries.add(block.operations.chunk_sums(block.x[i], block.base, None, chunk=chunk))
+            kept_entries.add(block.operations.chunk_sums(block.x[i], block.base, mask, chunk=chunk))
     return [_ratio(float(all_entries.total()), float(kept.total())) for all_entries, kept in sums]
 
 

@@ -83,7 +83,7 @@ def test_float32_rounds_as_in_torch(operations: Operations, dtype: DType) -> Non
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])
 def test_float64_rounds_once(operations: Operations, dtype: DType) -> None:
-    """A float64 just off the middle of two 16-bit values goes to the nearer one, though as a float32 it is the middle."""
+    """Just off the middle of two 16-bit values the nearer one is right, though as float32 it may be the middle."""
     positive = bytearray(PATTERNS[: 1 << 15].tobytes())
     all_values = torch.frombuffer(positive, dtype=TORCH[dtype]).double().numpy()
     finite = all_values[np.isfinite(all_values)]

@@ -1,0 +1,39 @@
+"""How kernels are compiled: IEEE arithmetic as written, the GIL released, kept on disk between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from raymerge.compute.kernel_cache import pin_kernel_cache
+
+CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
+
+import numba  # noqa: E402
+from numba.core import types  # noqa: E402
+from numba.extending import intrinsic  # noqa: E402
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_njit: Any = numba.njit  # Any: whether numba carries types depends on its version
+carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]
+
+
+def jit(function: F) -> F:
+    """Compile at the first call. No contraction to fused multiply-adds and no threads: results must not vary."""
+    compiled: F = _njit(nogil=True, cache=CACHE, fastmath=False, error_model="numpy", boundscheck=False)(function)
+    return compiled
+
+
+def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to elements of the array `like`."""
+    to: Any = types.CPointer
+    signature = to(like.dtype)(address, like)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+pointer: Any = intrinsic(_pointer_to)

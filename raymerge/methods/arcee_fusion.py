@@ -1,0 +1,65 @@
+"""Arcee Fusion: take over only the changes that stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import floor
+
+from raymerge.compute.selection import Pair, find_thresholds
+from raymerge.methods.declaration import Array, Base, Combine, merge_method
+from raymerge.methods.inputs import Block, Inputs
+
+OUTLIER_RANGE = 1.5  # of the interquartile range, above the median
+
+
+@merge_method(
+    "arcee_fusion",
+    summary="take over the other model's entries where their importance stands out, keep the base's elsewhere",
+    formula=(
+        "x where I >= median(I) + 1.5 (q75(I) - q25(I)), else b; I = abs(x - b) * KL(softmax(x), softmax(b)) of its row"
+    ),
+    source="Arcee Fusion (arcee.ai documentation of its merge toolkit)",
+    base=Base.REQUIRED,
+    min_inputs=1,
+    max_inputs=1,
+    passes=3,
+    rows=True,
+)
+def arcee_fusion(inputs: Inputs) -> Combine:
+    length = inputs.row_length
+    factors: list[float] = []
+    for block in inputs.scan(rows=True):
+        factors.extend(block.operations.row_divergences(block.x[0], block.base, length))
+
+    def importance(block: Block) -> Array:
+        rows = factors[block.start // length : (block.start + block.count) // length]
+        return block.operations.row_scaled_magnitudes(block.x[0], block.base, rows, length)
+
+    def importances() -> Iterator[Sequence[Pair]]:
+        for block in inputs.scan(rows=True):
+            yield [(importance(block), None)]
+
+    if inputs.element_count == 0:
+        return lambda block: block.base
+    low, middle, high = _quantiles(inputs, importances, (0.25, 0.5, 0.75))
+    threshold = middle + OUTLIER_RANGE * (high - low)
+
+    def combine(block: Block) -> Array:
+        mask = block.operations.top_mask(importance(block), None, threshold, block.count)
+        return block.operations.masked_sum(block.x, block.base, [mask], [1.0])
+
+    return combine
+
+
+def _quantiles(
+    inputs: Inputs, open_blocks: Callable[[], Iterator[Sequence[Pair]]], shares: Sequence[float]
+) -> list[float]:
+    """Quantiles of all values, linearly interpolated between neighbours."""
+    n = inputs.element_count
+    places = [share * (n - 1) for share in shares]
+    ranks = [n - min(n - 1, floor(place) + step) for place in places for step in (0, 1)]  # from the largest, at 1
+    found = find_thresholds(inputs.operations, open_blocks, [(0, rank) for rank in ranks])
+    quantiles = []
+    for place, below, above in zip(places, found[::2], found[1::2], strict=True):
+        quantiles.append(below.value + (place - floor(place)) * (above.value - below.value))
+    return quantiles
