@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymerge.errors import CheckpointError, Problem
+from raymerge.errors import CheckpointError, NotFoundError, Problem
 from raymerge.storage import is_local, normalize_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -28,7 +28,7 @@ class Location:
 def locate(reference: str, *, revision: str | None, display: str, cwd: str) -> Location:
     """Find where `reference` points. A local folder named like a hub id wins, with a note."""
     if reference.startswith(_HUB_SCHEME):
-        return _hub(reference.removeprefix(_HUB_SCHEME), revision=revision, display=display)
+        return _hub(reference, revision=revision, display=display)
     url = normalize_url(reference, cwd=cwd)
     if not is_local(url):
         _refuse_revision(revision, display=display, what="a URL", remedy="drop the revision")
@@ -37,7 +37,7 @@ def locate(reference: str, *, revision: str | None, display: str, cwd: str) -> L
     if Path(url).exists():
         return _folder(url, reference, revision=revision, display=display)
     if _HUB_ID.fullmatch(reference):
-        return _hub(reference, revision=revision, display=display)
+        return _hub(reference, revision=revision, display=display, looked_at=url)
     raise CheckpointError(
         Problem(
             subject=display,
@@ -62,16 +62,23 @@ def _folder(url: str, reference: str, *, revision: str | None, display: str) -> 
     return Location(url=url, origin="local folder", missing=missing, notes=(note,) if like_hub_id else ())
 
 
-def _hub(reference: str, *, revision: str | None, display: str) -> Location:
-    """`reference` is org/name, or org/name@revision behind hf://."""
-    hub_id, _, own_revision = reference.rstrip("/").partition("@")
-    raise CheckpointError(
-        Problem(
-            subject=display,
-            message=f"models on the hub ({hub_id}, {revision or own_revision or 'main'}) cannot be read yet",
-            remedy="download it, and name its folder",
-        )
-    )
+def _hub(reference: str, *, revision: str | None, display: str, looked_at: str = "") -> Location:
+    """`reference` is org/name or hf://org/name[@revision]; `looked_at` is the local folder that does not exist."""
+    from raymerge.storage.hub import resolve_model
+
+    nowhere = f"there is no folder {looked_at}, and " if looked_at else ""
+    try:
+        model = resolve_model(reference, revision)
+    except NotFoundError as error:
+        raise CheckpointError(
+            Problem(
+                subject=display,
+                message=f"not found: {nowhere}the hub says: {error.problems[0].message}",
+                remedy=error.problems[0].remedy or "check the name; a private model needs a token (hf auth login)",
+            )
+        ) from error
+    missing = Problem(subject=display, message="the hub has no files of it", remedy="check the name and the revision")
+    return Location(url=model.url, origin=model.origin, missing=missing, hub_id=model.repo, commit=model.commit)
 
 
 def _refuse_revision(revision: str | None, *, display: str, what: str, remedy: str) -> None:

@@ -201,14 +201,14 @@ def _plain(value: Any) -> Any:
 
 
 def _compare(path: str, old: Any, new: Any) -> Iterator[str]:
-    if old == new and type(old) is type(new):
-        return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys((*old, *new)):
             yield from _compare(f"{path}.{key}" if path else key, old.get(key), new.get(key))
     elif isinstance(old, list) and isinstance(new, list) and _are_records(old) and _are_records(new):
         for index in range(max(len(old), len(new))):
             yield from _compare(f"{path}[{index}]", _at(old, index), _at(new, index))
+    elif json.dumps(old) == json.dumps(new):  # as texts, true and 1 differ
+        return
     elif path.startswith("files."):
         yield f"{path.removeprefix('files.')} {_file_change(old, new)}"
     else:

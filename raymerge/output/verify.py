@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymerge.checkpoint.header import Entry, parse_header
-from raymerge.checkpoint.layout import CONFIG_NAME
+from raymerge.checkpoint.layout import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from raymerge.checkpoint.locate import Location
 from raymerge.checkpoint.nouns import TensorSpec
 from raymerge.checkpoint.open import read_checkpoint, read_header
@@ -78,7 +78,7 @@ def verify(out_url: str, *, full: bool = False) -> VerifyReport:
     infos = {base_name(info.url): info for info in store.list(out_url)}
     manifest = _manifest(store, out_url, infos, found)
     _check_json_files(store, out_url, infos, found)
-    tensor_count = _check_index(out_url, found)
+    tensor_count = _check_index(out_url, infos, found)
     shards = _read_headers(store, out_url, infos, found)
     if manifest is not None:
         _check_manifest(manifest, infos, shards, out_url, found)
@@ -126,8 +126,11 @@ def _check_json_files(store: Store, out_url: str, infos: Mapping[str, ObjectInfo
     found.checked.append(f"{len(names)} JSON files parse")
 
 
-def _check_index(out_url: str, found: _Findings) -> int:
+def _check_index(out_url: str, infos: Mapping[str, ObjectInfo], found: _Findings) -> int:
     """The index against the headers, as for any input; returns the number of tensors."""
+    if INDEX_NAME not in infos and SINGLE_NAME not in infos:
+        message = "is missing; without it loaders find no model"
+        found.problems.append(Problem(subject=join_url(out_url, INDEX_NAME), message=message, remedy=_RUN_AGAIN))
     missing = Problem(subject=out_url, message="holds no model")
     try:
         checkpoint = read_checkpoint(Location(url=out_url, origin="", missing=missing), display=out_url)
