@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("pipeline",),
     ("running",),
+    ("running_on_ray",),
     ("output", "execute", "merging"),
     ("opening", "options"),
     ("planning",),

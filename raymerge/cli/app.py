@@ -9,6 +9,8 @@ import typer
 from raymerge.cli.commands.merge import merge
 from raymerge.cli.commands.methods import methods
 from raymerge.cli.commands.plan import plan
+from raymerge.cli.commands.status import status
+from raymerge.cli.commands.verify import verify
 
 app = typer.Typer(
     name="raymerge",
@@ -28,6 +30,8 @@ def _example(*commands: str) -> str:
 app.command(epilog=_example("raymerge merge config.yaml merged --out-shard-size 1B"))(merge)
 app.command(epilog=_example("raymerge plan config.yaml merged"))(plan)
 app.command(epilog=_example("raymerge methods ties --example > config.yaml"))(methods)
+app.command(epilog=_example("raymerge verify merged"))(verify)
+app.command(epilog=_example("raymerge status s3://bucket/merged"))(status)
 
 
 def _print_version(wanted: bool) -> None:

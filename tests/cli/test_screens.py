@@ -23,7 +23,7 @@ from raymerge.errors import ExecutionError, PlanError, Problem, StorageError
 from raymerge.events import Event, Message, RunStarted, TaskFinished, TaskRetried, TaskStarted
 from raymerge.methods import all_methods
 from raymerge.methods.declaration import Base, Method
-from raymerge.plan.nouns import JobInput, LedgerLine, MemoryProjection, ParameterRow, Plan, ShardTask, TensorJob
+from raymerge.planning.nouns import JobInput, LedgerLine, MemoryProjection, ParameterRow, Plan, ShardTask, TensorJob
 from raymerge.recipe.load import load_recipe
 
 

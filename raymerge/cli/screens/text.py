@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 
 
-def grid(*columns: dict[str, object]) -> Table:
+def grid(*columns: Mapping[str, Any]) -> Table:
     """A borderless table, two spaces between columns; each argument holds one column's options."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for options in columns:
-        table.add_column(**options)  # type: ignore[arg-type]  # column options, passed through
+        table.add_column(**options)
     return table
 
 
