@@ -248,7 +248,7 @@ class _Composer:
                 self.inherit(value, inherited)
             else:
                 self.enter(entries, key, replace(value, line=key.line))
-        return _collection(frame.line, {**{k: v for k, v in inherited.items() if k not in entries}, **entries})
+        return _collection(frame.line, {**inherited, **entries})
 
     def enter(self, entries: dict[str, Node], key: Node, value: Node) -> None:
         known = entries.get(key.text)

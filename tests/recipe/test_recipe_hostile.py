@@ -122,6 +122,7 @@ HOSTILE = {
     "a long sexagesimal": "parameters: {weight: 1" + ":59" * 300_000 + "}",
     "a long path": "base_model: /a" + "+a" * 500_000,
     "a long word": "dtype: " + "x" * 1_000_000,
+    "one long key many times": "x: &a {? " + "k" * 900_000 + " : 1}\nmodels: [" + ",".join(["*a"] * 90) + "]",
     "too long": "#" * (MAX_BYTES + 1),
 }  # fmt: skip
 

@@ -96,6 +96,7 @@ BAD = {
     "models is text": ("merge_method: ties\nmodels: a/b\n", [(2, "models")]),
     "misspelt models is text": ("merge_method: ties\nmodel: a/b\n", [(2, "model"), (2, "models")]),
     "models and slices": (HEAD + "slices: []\n", [(4, "slices")]),
+    "slices and models": ("slices: []\n" + HEAD, [(1, "slices"), (3, "models")]),
     "entry is text": ("merge_method: ties\nmodels:\n  - a/b\n", [(3, "models[0]")]),
     "entry without model": (HEAD + "  - parameters: {weight: 1}\n", [(4, "models[1]")]),
     "entry is nothing": (HEAD + "  -\n", [(4, "models[1]")]),
@@ -268,7 +269,7 @@ def test_a_problem_says_found_expected_and_remedy():
     assert str(problem) == (
         f"line 4: dtype: found 'bfloat61', expected one of {', '.join(recipe_dtype_names())}; did you mean bfloat16?"
     )
-    (problem,) = parse_recipe(HEAD + "dtype: fp8\n").problems
+    (problem,) = parse_recipe(HEAD + "dtype: float8\n").problems
     assert problem.remedy == ""
 
 
@@ -421,6 +422,19 @@ models:
     assert {name: setting.value for name, setting in two.parameters.items()} == {"weight": 0.25, "density": 0.5}
     assert three.model == one.model
     assert three.line == 10
+
+
+def test_of_several_merged_mappings_the_first_wins():
+    entry = (
+        "  - &one {model: a/b, parameters: {t: 1}}\n  - &two {model: c/d, parameters: {t: 2}}\n  - <<: [*one, *two]\n"
+    )
+    third = load_recipe("merge_method: linear\nmodels:\n" + entry).modules[0].models[2]
+    assert (str(third.model), third.parameters["t"].value) == ("a/b", 1)
+    assert found(HEAD + "    <<: 3\n") == [(4, "<<")]
+
+
+def test_an_anchor_ends_with_its_document():
+    assert found("name: &a x\n---\nname: *a\n") == [(3, "")]
 
 
 def test_documents_that_are_empty_are_no_stages():

@@ -27,6 +27,10 @@ def test_the_nearest_word(word, expected):
     assert did_you_mean(word, METHODS) == (f"did you mean {expected}?" if expected else "")
 
 
+def test_choices_need_not_be_in_normal_form():
+    assert suggest("a_b_c_d", ("One", "A-B-C-D")) == "A-B-C-D"
+
+
 def test_nothing_to_choose_from():
     assert suggest("ties", ()) is None
 
