@@ -21,6 +21,7 @@ from raymerge.output.journal import (
     probe_destination,
 )
 from raymerge.output.side_files import side_files
+from raymerge.output.tokenizer_choice import choose_tokenizer
 from raymerge.planning.build import build_plan
 from raymerge.planning.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
@@ -63,7 +64,7 @@ def merge(
     target = normalize_url(str(out))
     with open_runner(chosen, on_event) as run:  # a private Ray starts while the plan is made
         planned, destination = _plan_for(config, target, chosen)
-        begin(planned, destination, side_files(planned))
+        begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         known = known_receipts(planned, destination)
         work = _work(planned, destination, known)
         on_event(_run_started(planned, destination, work))
@@ -111,12 +112,14 @@ def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
         raise RecipeError(*parsed.problems)
     opened = open_models(parsed.recipe)
     unusable = probe_destination(out, (each.url for each in opened.checkpoints.values())) if out is not None else ()
+    tokenizer = choose_tokenizer(parsed.recipe, opened.checkpoints)
     return build_plan(
         parsed.recipe,
         opened.checkpoints,
         options.planning(out),
-        known_problems=(*parsed.problems, *opened.problems, *unusable),
-        known_warnings=parsed.warnings,
+        known_problems=(*parsed.problems, *opened.problems, *tokenizer.problems, *unusable),
+        known_warnings=(*parsed.warnings, *tokenizer.warnings),
+        tokenizer_donor=tokenizer.donor,
     )
 
 

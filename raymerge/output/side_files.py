@@ -22,7 +22,11 @@ def side_files(plan: Plan, *, write_model_card: bool = True) -> dict[str, bytes]
     where the donor's files cannot be read.
     """
     files = copied_files(
-        plan.donor, models=plan.models, chat_template=plan.chat_template, copy_tokenizer=plan.copy_tokenizer
+        plan.donor,
+        tokenizer_donor=plan.tokenizer_donor or plan.donor,
+        models=plan.models,
+        chat_template=plan.chat_template,
+        copy_tokenizer=plan.copy_tokenizer,
     )
     files[CONFIG_NAME] = config_json(plan.output_config)
     files[RECIPE_NAME] = _recipe(plan).encode()

@@ -68,22 +68,27 @@ def code_files(checkpoint: Checkpoint, configs: Mapping[str, bytes]) -> dict[str
 def copied_files(
     donor: Checkpoint,
     *,
+    tokenizer_donor: Checkpoint | None = None,
     models: Iterable[Checkpoint] = (),
     chat_template: str | None = None,
     copy_tokenizer: bool = True,
 ) -> dict[str, bytes]:
-    """Every file that an output takes over from `donor`, in order of name, with the recipe's `chat_template` applied.
+    """Every file that an output takes over, in order of name, with the recipe's `chat_template` applied.
+
+    The tokenizer comes from `tokenizer_donor`, which is `donor` if not given.
 
     Custom code is included. `models` are the inputs, for `chat_template: auto`. Raises PlanError for a template that
     cannot be used.
     """
-    names = donor_names(donor) + (tokenizer_names(donor) if copy_tokenizer else ())
-    files = read_files(donor, names)
+    tokenizer_donor = tokenizer_donor or donor
+    files = read_files(donor, donor_names(donor))
+    if copy_tokenizer:
+        files |= read_files(tokenizer_donor, tokenizer_names(tokenizer_donor))
     configs = {name: text for name, text in files.items() if name in (TOKENIZER_CONFIG, *_OTHER)}
     files |= code_files(donor, configs)
     if chat_template is not None:
-        others = (model for model in models if model is not donor)
-        template = choose_template(chat_template, [read_template(model) for model in (donor, *others)])
+        others = (model for model in models if model is not tokenizer_donor)
+        template = choose_template(chat_template, [read_template(model) for model in (tokenizer_donor, *others)])
         files = apply_chat_template(files, template) if template is not None else files
     assert CONFIG_NAME not in files
     return dict(sorted(files.items()))

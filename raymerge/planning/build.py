@@ -46,6 +46,7 @@ def build_plan(
     *,
     known_problems: Iterable[Problem] = (),
     known_warnings: Iterable[Problem] = (),
+    tokenizer_donor: Checkpoint | None = None,
 ) -> Plan:
     """Plan a merge. `opened` holds every model of the recipe that could be opened.
 
@@ -91,6 +92,7 @@ def build_plan(
         recipe_text=recipe.text,
         chat_template=recipe.chat_template,
         copy_tokenizer=options.copy_tokenizer,
+        tokenizer_donor=tokenizer_donor or donor,
         summary=plan_summary(recipe, opened, options.random_seed, options.shard_bytes),
     )
 

@@ -20,7 +20,8 @@ _SCRATCH_BLOCKS = 16
 # Receipts, headers, thread stacks and allocator slack, measured on shards of one small tensor.
 _FIXED_BYTES = 24 * MIB
 
-DEFAULT_TASK_MEMORY_BYTES = 1 << 30
+# With the baseline of a worker this stays below 1.2 GB, a share that small nodes have per core.
+DEFAULT_TASK_MEMORY_BYTES = 768 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

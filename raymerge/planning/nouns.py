@@ -117,7 +117,8 @@ class Plan:
     """Everything a run needs, decided. Same digest, same bytes.
 
     `digest` hashes what bears on the output's bytes: file names, layouts, methods, numbers, seeds and input identities;
-    no path, worker count or memory size. `output_config` is the config.json to write. `models` are in recipe order;
+    no worker count or memory size. `output_config` is the config.json to write; `donor` gives the other small files,
+    `tokenizer_donor` the tokenizer. `models` are in recipe order;
     `warnings` are what a user should read before running.
     """
 
@@ -135,6 +136,7 @@ class Plan:
     recipe_text: str = ""
     chat_template: str | None = None
     copy_tokenizer: bool = True
+    tokenizer_donor: Checkpoint | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
