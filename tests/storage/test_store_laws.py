@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import pickle
 import random
 import zlib
@@ -10,18 +11,26 @@ import zlib
 import pytest
 
 from raymerge.errors import ChangedError, NotFoundError, StorageError
-from raymerge.storage import CopyRange, join_url, store_for, traffic
+from raymerge.storage import CopyRange, ObjectInfo, join_url, store_for, traffic
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(21 * MIB + 17)
 
 
-def write(url: str, data: bytes, *, pieces: int = 3, checksums: bool = False):
-    with store_for(url).create(url, nbytes=len(data)) as writer:
+def write(
+    url: str, data: bytes, *, pieces: int = 3, checksums: bool = False, announced: int | None = None
+) -> ObjectInfo:
+    with store_for(url).create(url, nbytes=len(data) if announced is None else announced) as writer:
         edges = [len(data) * i // pieces for i in range(pieces + 1)]
-        for start, end in zip(edges, edges[1:]):
+        for start, end in itertools.pairwise(edges):
             piece = data[start:end]
             writer.write(piece, crc32=zlib.crc32(piece) if checksums else None)
+        return writer.commit()
+
+
+def copy(url: str, source: CopyRange) -> ObjectInfo:
+    with store_for(url).create(url, nbytes=source.nbytes) as writer:
+        writer.copy(source)
         return writer.commit()
 
 
@@ -76,7 +85,7 @@ def test_a_range_past_the_end_is_an_error(folder):
     url = join_url(folder, "model.bin")
     version = write(url, DATA[:1000]).version
     for offset in (990, 2000):
-        with pytest.raises(StorageError, match="1[0,]*000|416|range"):
+        with pytest.raises(StorageError, match=r"ends at byte|range"):
             store_for(url).read_into(url, bytearray(20), offset=offset, version=version)
 
 
@@ -87,9 +96,8 @@ def test_a_changed_object_is_an_error(folder):
     store = store_for(url)
     with pytest.raises(ChangedError, match="changed since planning"):
         store.read_into(url, bytearray(10), offset=0, version=version)
-    with pytest.raises(ChangedError), store.create(join_url(folder, "copy"), nbytes=100) as writer:
-        writer.copy(CopyRange(url=url, offset=0, nbytes=100, version=version))
-        writer.commit()
+    with pytest.raises(ChangedError):
+        copy(join_url(folder, "copy"), CopyRange(url=url, offset=0, nbytes=100, version=version))
     buffer = bytearray(10)
     store.read_into(url, buffer, offset=0, version="")
     assert buffer == DATA[1:11]
@@ -127,13 +135,10 @@ def test_an_error_inside_keeps_the_old_object(folder):
 @pytest.mark.parametrize("nbytes", [10, 18 * MIB])
 def test_size_must_be_the_announced_one(folder, nbytes):
     url = join_url(folder, "model.bin")
-    store = store_for(url)
-    with pytest.raises(StorageError, match="announced"), store.create(url, nbytes=nbytes) as writer:
-        writer.write(DATA[: nbytes - 1])
-        writer.commit()
-    with pytest.raises(StorageError, match="announced"), store.create(url, nbytes=nbytes) as writer:
-        writer.write(DATA[: nbytes + 1])
-    assert store.list(folder) == ()
+    for written in (nbytes - 1, nbytes + 1):
+        with pytest.raises(StorageError, match="announced"):
+            write(url, DATA[:written], announced=nbytes)
+    assert store_for(url).list(folder) == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
