@@ -222,6 +222,10 @@ def test_progress_before_anything_is_done() -> None:
     assert progress_line(after((5.0, STARTED)), 5.0).endswith("0 B of 29.0 GB   0 B/s   starting")
 
 
+def test_more_than_was_planned_leaves_no_time_below_zero() -> None:
+    assert progress_line(after((0.0, STARTED), (9.0, finished("a", 30))), 9.0).endswith("   0.0 s left")
+
+
 def test_retries_are_counted_by_cause_and_their_task_runs_no_more() -> None:
     progress = after(
         (0.0, STARTED), (0.0, TaskStarted(task="a", node="n1")), (1.0, retried("a")), (2.0, retried("a")),

@@ -39,7 +39,7 @@ class Progress:
     def seconds_left(self, now: float) -> float | None:
         """None until something is done."""
         speed = self.bytes_per_second(now)
-        return (self.total_bytes - self.done_bytes) / speed if speed > 0 else None
+        return max(self.total_bytes - self.done_bytes, 0) / speed if speed > 0 else None
 
 
 def advance(progress: Progress, event: Event, now: float) -> Progress:
