@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -295,3 +296,18 @@ def test_python_m_raymerge_is_the_same_program(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path,
     )  # fmt: skip
     assert "merge_method: linear" in result.stdout
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}))
+def test_every_option_in_the_readme_exists(option: str) -> None:
+    helps = [RUNNER.invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output for command in commands()]
+    assert any(re.search(rf"{option}(?![\w-])", text) for text in helps)
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    told = set(re.findall(r"raymerge (\w+)", "".join(re.findall(r"```.*?```|`[^`]+`", README, re.DOTALL))))
+    assert told <= set(commands()), told
+    assert set(commands()) <= told

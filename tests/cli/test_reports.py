@@ -95,9 +95,11 @@ def test_verify_passes_a_merge_and_fails_it_with_one_bit_changed(merged: Path) -
     content[-1] ^= 1
     shard.write_bytes(content)
     bad = RUNNER.invoke(app, ["verify", str(merged)], env={"COLUMNS": "200"})
+    bad_values = json.loads(RUNNER.invoke(app, ["verify", str(merged), "--json"]).stdout)
     content[-1] ^= 1
     shard.write_bytes(content)
     assert bad.exit_code == 1
+    assert bad_values["ok"] is False
     assert "checksum" in bad.stdout
     assert shard.name in bad.stdout
 
