@@ -59,6 +59,8 @@ BAD = {
     "float shape": (framed({"a": entry(shape=(1.0,))}, b"1234"), "'a': shape [1.0]"),
     "boolean shape": (framed({"a": entry(shape=(True,))}, b"1234"), "'a': shape [True]"),
     "shape a string": (framed({"a": {**entry(), "shape": "1"}}, b"1234"), "'a': shape '1'"),
+    "shape an empty object": (framed({"a": {**entry(), "shape": {}}}, b"1234"), "'a': shape {}"),
+    "shape an empty string": (framed({"a": {**entry(), "shape": ""}}, b"1234"), "'a': shape ''"),
     "overflowing empty shape": (framed({"a": entry(shape=(2**40, 2**40, 0), offsets=(0, 0))}), "'a'"),
     "negative offset": (framed({"a": entry(offsets=(-4, 0))}, b"1234"), "'a': data_offsets [-4, 0]"),
     "reversed offsets": (framed({"a": entry(offsets=(4, 0))}, b"1234"), "'a': data_offsets [4, 0]"),

@@ -172,6 +172,12 @@ def test_status_of_half_an_output_names_what_is_done_wrong_loose_and_missing(pla
     assert not report.is_complete
 
 
+def test_another_shard_under_a_shards_name_is_not_done(plan, out):
+    second(out).write_bytes((out / plan.shards[0].file_name).read_bytes())
+    assert status(str(out)).wrong == (plan.shards[1].file_name,)
+    assert "the manifest says" in problems(out)
+
+
 def test_status_of_a_finished_output(plan, out):
     report = status(str(out))
     assert report.is_complete
