@@ -54,12 +54,7 @@ def arcee_fusion(inputs: Inputs) -> Combine:
 def _quantiles(
     inputs: Inputs, open_blocks: Callable[[], Iterator[Sequence[Pair]]], shares: Sequence[float]
 ) -> list[float]:
-    """Quantiles of all values, linearly interpolated between neighbours."""
+    """The values at places floor(share * (n - 1)) of their order."""
     n = inputs.element_count
-    places = [share * (n - 1) for share in shares]
-    ranks = [n - min(n - 1, floor(place) + step) for place in places for step in (0, 1)]  # from the largest, at 1
-    found = find_thresholds(inputs.operations, open_blocks, [(0, rank) for rank in ranks])
-    quantiles = []
-    for place, below, above in zip(places, found[::2], found[1::2], strict=True):
-        quantiles.append(below.value + (place - floor(place)) * (above.value - below.value))
-    return quantiles
+    ranks = [n - floor(share * (n - 1)) for share in shares]  # from the largest, which is rank 1
+    return [found.value for found in find_thresholds(inputs.operations, open_blocks, [(0, rank) for rank in ranks])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raymerge.methods.declaration import Base, Combine, Parameter, merge_method
 from raymerge.methods.inputs import Inputs
-from raymerge.methods.linear import LAMBDA, WEIGHT, check_weights, normalize
+from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
 from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_band, rescale, scales
 from raymerge.methods.ties import CONSENSUS, elect
 
@@ -19,13 +19,12 @@ SOURCE = "Model Breadcrumbs (arXiv 2312.06795)"
 @merge_method(
     "breadcrumbs",
     summary="drop each model's largest and smallest changes, add the others weighted",
-    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize; {DELTA}",
+    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize and not 0; {DELTA}",
     source=SOURCE,
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), RESCALE_MODE, LAMBDA),
     passes=3,
     accepted_without_effect=("int8_mask",),
-    check=check_weights,
     example={"weight": [0.5, 0.5], "density": [0.9, 0.9]},
 )
 def breadcrumbs(inputs: Inputs) -> Combine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raymerge.methods.declaration import Base, Combine, merge_method
 from raymerge.methods.inputs import Inputs
-from raymerge.methods.linear import LAMBDA, WEIGHT, check_weights, normalize
+from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
 from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_random, rescale, scales
 from raymerge.methods.ties import CONSENSUS, elect
 
@@ -15,14 +15,13 @@ SOURCE = "DARE (arXiv 2311.03099)"
 @merge_method(
     "dare_linear",
     summary="keep a random part of each model's changes, scale it up, add them weighted",
-    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize; {DELTA}",
+    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize and not 0; {DELTA}",
     source=SOURCE,
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), RESCALE_MODE, LAMBDA),
     passes=1,
     random=True,
     accepted_without_effect=("int8_mask",),
-    check=check_weights,
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )
 def dare_linear(inputs: Inputs) -> Combine:

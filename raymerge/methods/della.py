@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raymerge.errors import UsageError
 from raymerge.methods.declaration import Base, Combine, Parameter, Values, merge_method
 from raymerge.methods.inputs import Inputs
-from raymerge.methods.linear import LAMBDA, WEIGHT, check_weights, normalize
+from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
 from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_by_rank, rescale, scales
 from raymerge.methods.ties import CONSENSUS, elect
 
@@ -16,22 +16,18 @@ EPSILON = Parameter(
 )
 DELTA = (
     "d_i: each entry of x_i - b kept with probability density - epsilon + 2 epsilon rank, rank its place by magnitude "
-    "in its row from 0 (smallest) to 1, and scaled to its L1 norm if rescale"
+    "in its row from 0 (smallest) to 1, and scaled to its L1 norm if rescale; all kept at density 1"
 )
 SOURCE = "DELLA-Merging (arXiv 2406.11617)"
 
 
 def check_probabilities(_shared: Values, each: Sequence[Values]) -> str | None:
-    """Every entry's probability must lie between 0 and 1, both excluded."""
+    """Every entry's probability must lie between 0 and 1, both excluded; a density of 1 or more keeps everything."""
     for values in each:
         density, epsilon = values["density"], values["epsilon"]
-        if not (density - abs(epsilon) > 0 and density + abs(epsilon) < 1):
+        if density < 1 and not (density - abs(epsilon) > 0 and density + abs(epsilon) < 1):
             return f"density {density} -/+ epsilon {epsilon} must lie inside (0, 1)"
     return None
-
-
-def _check_sum(shared: Values, each: Sequence[Values]) -> str | None:
-    return check_probabilities(shared, each) or check_weights(shared, each)
 
 
 @merge_method(
@@ -69,7 +65,7 @@ def della(inputs: Inputs) -> Combine:
 @merge_method(
     "della_linear",
     summary="keep a random part of each model's changes, large ones rather, scale it up, add them weighted",
-    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize; {DELTA}",
+    formula=f"b + lambda * sum w_i d_i, the sum divided by sum w_i if normalize and not 0; {DELTA}",
     source=SOURCE,
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, EPSILON, normalize(default=False), rescale(default=True), RESCALE_MODE, LAMBDA),
@@ -77,7 +73,7 @@ def della(inputs: Inputs) -> Combine:
     rows=True,
     random=True,
     accepted_without_effect=("int8_mask",),
-    check=_check_sum,
+    check=check_probabilities,
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )
 def della_linear(inputs: Inputs) -> Combine:

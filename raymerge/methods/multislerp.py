@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import acos, cos, fsum, sin, sqrt
 
-from raymerge.errors import Problem, RaymergeError
+from raymerge.errors import Problem, RaymergeError, UsageError
 from raymerge.methods.declaration import Base, Combine, Parameter, Values, merge_method
 from raymerge.methods.gram import Matrix, add_deltas, combine_linearly, dot, gram_matrix, norm
 from raymerge.methods.inputs import Inputs
 from raymerge.methods.linear import WEIGHT, check_weights
-from raymerge.methods.nuslerp import share_of_second
 
 
 def _check(shared: Values, each: Sequence[Values]) -> str | None:
-    return check_weights({"normalize": shared["normalize_weights"]}, each)
+    problem = check_weights({"normalize": shared["normalize_weights"]}, each)
+    return problem and problem.replace("normalize:", "normalize_weights:")
 
 
 @merge_method(
     "multislerp",
     summary="average any number of models, or their changes to a base, on the sphere",
     formula=(
-        "m * sum w_i norm_i (+ b), m the weighted mean of the unit vectors u_i = x_i/norm_i (of x_i - b with a base), "
-        "itself a unit vector: the mean of the u_i in the tangent space at m is 0 by construction"
+        "cos(eps) m * sum w_i norm_i (+ b), m the weighted mean of u_i = x_i/(norm_i + eps) (of x_i - b with a base), a "
+        "unit vector; the weighted mean of the u_i in the tangent space at m, to which one would then move, is 0 "
+        "by construction; sum w_i x_i (+ b) for two models that cancel"
     ),
     source="spherical weighted averages (ACM Transactions on Graphics 2001, doi 10.1145/502122.502124), one step",
     base=Base.OPTIONAL,
@@ -37,17 +38,16 @@ def _check(shared: Values, each: Sequence[Values]) -> str | None:
     example={"weight": [0.5, 0.5]},
 )
 def multislerp(inputs: Inputs) -> Combine:
-    weights = _weights(inputs)
+    weights, eps = _weights(inputs), inputs.shared["eps"]
     gram = gram_matrix(inputs, deltas=True)
     norms = [sqrt(gram[i][i]) for i in range(inputs.count)]
-    direction = [w / size if size > 0 else 0.0 for w, size in zip(weights, norms, strict=True)]
+    direction = [w / (size + eps) if size > 0 else 0.0 for w, size in zip(weights, norms, strict=True)]
     length = norm(gram, direction)
-    if length > inputs.shared["eps"]:
-        scale = fsum(w * size for w, size in zip(weights, norms, strict=True)) / length
+    if length > eps:
+        scale = cos(eps) * fsum(w * size for w, size in zip(weights, norms, strict=True)) / length
         return add_deltas(inputs, [scale * c for c in direction])
     if inputs.count == 2:
-        t = share_of_second(weights)
-        return add_deltas(inputs, [1 - t, t])
+        return add_deltas(inputs, weights)
     if all(size == 0 for size in norms):
         return add_deltas(inputs, [0.0] * inputs.count)
     raise RaymergeError(
@@ -59,6 +59,9 @@ def multislerp(inputs: Inputs) -> Combine:
 
 
 def _weights(inputs: Inputs) -> list[float]:
+    problem = _check(inputs.shared, inputs.each)
+    if problem:
+        raise UsageError(problem)
     weights = inputs.parameter("weight")
     total = fsum(weights) if inputs.shared["normalize_weights"] else 1.0
     return [weight / total for weight in weights]
@@ -69,7 +72,7 @@ def _weights(inputs: Inputs) -> list[float]:
     summary="average any number of models along the sphere, exactly: the Riemannian mean",
     formula=(
         "m * mean of the norms, m the Karcher mean of the unit vectors x_i/norm_i: from their normalized mean, "
-        "m <- exp_m(mean of log_m(u_i)) until that step is below tol, at most max_iter times; zero tensors are left out"
+        "m <- exp_m(mean of log_m(u_i)) until that step is below tol, at most max_iter times; zeros have no direction"
     ),
     source="Riemannian center of mass (Comm. Pure and Applied Mathematics 1977, doi 10.1002/cpa.3160300502)",
     base=Base.INPUT,
@@ -88,7 +91,7 @@ def karcher(inputs: Inputs) -> Combine:
         return combine_linearly([0.0] * inputs.count)
     units = [[gram[i][j] / (norms[i] * norms[j]) for j in present] for i in present]
     mean = _karcher_mean(units, inputs.shared["max_iter"], inputs.shared["tol"])
-    size = fsum(norms[i] for i in present) / len(present)
+    size = fsum(norms) / inputs.count
     coefficients = [0.0] * inputs.count
     for c, i in zip(mean, present, strict=True):
         coefficients[i] = size * c / norms[i]

@@ -10,7 +10,7 @@ from raymerge.compute.selection import Pair, Threshold, TopKeeper, find_threshol
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
 from raymerge.methods.declaration import Array, Combine, Parameter
 from raymerge.methods.inputs import Block, Inputs
-from raymerge.methods.linear import weight_divisor
+from raymerge.methods.linear import delta_divisor
 
 DENSITY = Parameter(name="density", kind=float, default=1.0, per_input=True, help="share of the changes kept")
 RESCALE_MODE = Parameter(
@@ -114,15 +114,22 @@ def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
 
 def keep_by_rank(inputs: Inputs) -> OpenKeepers:
     """Keep each change with probability density - epsilon + 2 epsilon rank, by its rank within its row."""
-    limits = [
-        inputs.operations.rank_limits(density, epsilon, inputs.row_length)
-        for density, epsilon in zip(inputs.parameter("density"), inputs.parameter("epsilon"), strict=True)
+    keepers = [
+        _keep_ranked(inputs, i, density, epsilon) if density < 1 else _keep_all
+        for i, (density, epsilon) in enumerate(
+            zip(inputs.parameter("density"), inputs.parameter("epsilon"), strict=True)
+        )
     ]
+    return lambda: keepers
 
-    def keep(block: Block, i: int) -> Mask:
-        return block.operations.rank_mask(block.x[i], block.base, limits[i], key=inputs.keys[i], start=block.start)
 
-    return lambda: [keep] * inputs.count
+def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float) -> Keeper:
+    limits = inputs.operations.rank_limits(density, epsilon, inputs.row_length)
+
+    def keep(block: Block, _i: int) -> Mask:
+        return block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
+
+    return keep
 
 
 def keep_random(inputs: Inputs) -> OpenKeepers:
@@ -176,7 +183,7 @@ def _ratio(whole: float, kept: float) -> float:
 
 def add(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) -> Combine:
     """Combine by adding: kept entries times their weight and scale, over the sum of the weights if `normalize`."""
-    factor = inputs.shared["lambda"] / weight_divisor(inputs)
+    factor = inputs.shared["lambda"] / delta_divisor(inputs)
     coefficients = [weight * scale for weight, scale in zip(inputs.parameter("weight"), scales, strict=True)]
 
     def combine(block: Block) -> Array:

@@ -42,16 +42,22 @@ def test_task_arithmetic_normalized() -> None:
     close(result, oracle.task_arithmetic(x, base, (1.0, 3.0), normalize=True))
 
 
-@pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
-def test_weights_that_sum_to_zero_cannot_be_normalized(name: str) -> None:
-    x, base = float_models(2, 10)
-    values = ({"weight": 1.0}, {"weight": -1.0})
-    check = method(name).check
+@pytest.mark.parametrize("weight", [(1.0, -1.0, 0.0), (0.1, 0.2, -0.3)])
+def test_models_whose_weights_sum_to_zero_have_no_mean(weight: tuple[float, ...]) -> None:
+    x, _ = float_models(3, 10)
+    check = method("linear").check
     assert check is not None
-    assert "sum to 0" in (check({"normalize": True}, values) or "")
-    assert check({"normalize": False}, values) is None
+    assert "sum to 0" in (check({"normalize": True}, [{"weight": w} for w in weight]) or "")
+    assert check({"normalize": False}, [{"weight": w} for w in weight]) is None
     with pytest.raises(UsageError, match="sum to 0"):
-        run_method(name, x, base, each={"weight": (1.0, -1.0)}, normalize=True)
+        run_method("linear", x, each={"weight": weight})
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "dare_linear"])
+def test_changes_whose_weights_sum_to_zero_are_not_divided(name: str) -> None:
+    x, base = float_models(2, 10)
+    result = run_method(name, x, base, each={"weight": (1.0, -1.0)}, normalize=True)
+    close(result, oracle.task_arithmetic(x, base, (1.0, -1.0)))
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])

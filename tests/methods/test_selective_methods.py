@@ -58,7 +58,7 @@ def test_della_settings(shared: dict[str, Any]) -> None:
     assert_well_rounded(run_method("della", x, base, each=each, **shared), exact)
 
 
-@pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.1), (0.1, 0.1), (1.0, 0.15), (0.05, 0.15)])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.1), (0.1, 0.1), (0.0, 0.0), (0.05, 0.15)])
 @pytest.mark.parametrize("name", ["della", "della_linear"])
 def test_della_refuses_probabilities_outside_zero_and_one(name: str, density: float, epsilon: float) -> None:
     values = {"weight": 1.0, "density": density, "epsilon": epsilon}
@@ -68,6 +68,11 @@ def test_della_refuses_probabilities_outside_zero_and_one(name: str, density: fl
     x, base = float_models(1, 10)
     with pytest.raises(UsageError, match="inside"):
         run_method(name, x, base, each={key: (value,) for key, value in values.items()})
+
+
+def test_della_of_density_one_keeps_everything() -> None:
+    x, base = bf16_models(1)
+    assert np.array_equal(run_method("della", x, base, each={"weight": [1.0]}), x[0])
 
 
 def test_della_keeps_by_rank_at_the_declared_rates() -> None:

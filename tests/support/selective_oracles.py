@@ -107,7 +107,7 @@ def arcee_fusion(x: np.ndarray, base: np.ndarray) -> np.ndarray:
     a, b = wide([x, base])
     p, q = softmax(a) + 1e-8, softmax(b) + 1e-8
     importance = (np.abs(a - b) * (p * np.log(p / q)).sum(-1, keepdims=True)).astype(x.dtype)
-    low, middle, high = np.quantile(importance.astype(np.float64), [0.25, 0.5, 0.75])
+    low, middle, high = np.quantile(importance.astype(np.float64), [0.25, 0.5, 0.75], method="lower")
     return np.where(importance >= middle + 1.5 * (high - low), a, b)
 
 

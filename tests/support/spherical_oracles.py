@@ -40,17 +40,19 @@ def nuslerp(
     return offset + np.moveaxis(merged, -1, axis)
 
 
-def multislerp(x: Arrays, base: np.ndarray | None, weight: Sequence[float], *, normalize: bool = True) -> np.ndarray:
+def multislerp(
+    x: Arrays, base: np.ndarray | None, weight: Sequence[float], *, normalize: bool = True, eps: float = 1e-8
+) -> np.ndarray:
     """With the tangent space mean as the formula has it, though it vanishes."""
     d = wide(x) if base is None else deltas(x, base)
     w = np.array(weight) / (sum(weight) if normalize else 1)
     norms = [np.linalg.norm(each) for each in d]
-    units = [each / size if size > 0 else each for each, size in zip(d, norms, strict=True)]
+    units = [each / (size + eps) for each, size in zip(d, norms, strict=True)]
     m = sum(wi * u for wi, u in zip(w, units, strict=True))
     m = m / np.linalg.norm(m)
     v = sum(wi * (u - np.sum(u * m) * m) for wi, u in zip(w, units, strict=True))
-    n = np.linalg.norm(v)
-    moved = np.cos(n) * m + (np.sin(n) * v / n if n > 1e-8 else 0)
+    n = np.linalg.norm(v) + eps
+    moved = np.cos(n) * m + np.sin(n) * v / n
     merged = moved * sum(wi * size for wi, size in zip(w, norms, strict=True))
     return merged if base is None else merged + base.astype(np.float64)
 
@@ -72,7 +74,7 @@ def karcher(x: Arrays, *, max_iter: int = 10, tol: float = 1e-5) -> np.ndarray:
             break
         m = np.cos(n) * m + np.sin(n) / n * step
         m = m / np.linalg.norm(m)
-    return m * np.mean([np.linalg.norm(each) for each in vectors])
+    return m * np.mean([np.linalg.norm(each) for each in wide(x)])
 
 
 def model_stock(x: Arrays, base: np.ndarray, *, filter_wise: bool = False) -> np.ndarray:
