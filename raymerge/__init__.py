@@ -10,7 +10,7 @@ from raymerge.errors import (
     UsageError,
     VerifyError,
 )
-from raymerge.pipeline import MergeResult, load_recipe, merge, plan
+from raymerge.pipeline import MergeResult, load_recipe, merge, plan, tensors
 
 __all__ = [
     "CheckpointError",
@@ -25,4 +25,5 @@ __all__ = [
     "load_recipe",
     "merge",
     "plan",
+    "tensors",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import PlanError, RecipeError
 from raymerge.events import Event, RunStarted
@@ -29,6 +29,9 @@ from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
 from raymerge.running import ShardWork, open_runner
 from raymerge.storage import normalize_url, store_for
+
+if TYPE_CHECKING:
+    import torch
 
 Config = str | Path | Mapping[str, Any]
 _MAX_RECIPE_BYTES = 1 << 20
@@ -79,6 +82,18 @@ def merge(
         seconds=time.monotonic() - started,
         retries=0,
     )
+
+
+def tensors(config: Config, **options: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The output's tensors by name, in the order of its files, merged one at a time and written nowhere.
+
+    Takes the options that bear on values (`random_seed`, `device`, ...); memory holds one tensor and its inputs.
+    """
+    from raymerge.merging.memory import merged_tensors
+
+    chosen = MergeOptions(**options)
+    planned = _make_plan(config, None, chosen)
+    yield from merged_tensors(planned, device=chosen.device)
 
 
 def plan(config: Config, out: str | Path | None = None, **options: Any) -> Plan:

@@ -16,8 +16,8 @@ from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.buffers import Account
 from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import peak_bytes, reset_peak
-from raymerge.merging.scan import Scanner, held_windows, read_range, streamed_windows
-from raymerge.merging.tensor import merge_tensor
+from raymerge.merging.scan import Scanner, read_range, streamed_windows
+from raymerge.merging.tensor import merge_held, merge_tensor
 from raymerge.planning.header import shard_header
 from raymerge.planning.jobs import COPY
 from raymerge.planning.memory import BLOCK_ELEMENTS, held_bytes, is_held, room_bytes, window_elements
@@ -158,9 +158,7 @@ class _Run:
             read_range(ref, (0, ref.spec.element_count), buffer)
         operations = self._operations.get()
         try:
-            scanner = Scanner(job, operations, self._block_elements, lambda: held_windows(job, raw))
-            width = job.output.dtype.bits // 8
-            nonfinite = merge_tensor(job, scanner, operations, lambda a, b: data[a * width : b * width])
+            nonfinite = merge_held(job, raw, data, operations, self._block_elements)
         finally:
             self._operations.put(operations)
         for buffer in raw:

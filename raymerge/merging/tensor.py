@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import stream_key
-from raymerge.merging.scan import Scanner
+from raymerge.merging.scan import Scanner, held_windows
 from raymerge.methods import method as find_method
 from raymerge.methods.inputs import Inputs
 from raymerge.planning.nouns import TensorJob
 
 Bytes = Any  # a 1-D uint8 numpy array
+
+
+def merge_held(job: TensorJob, raw: Sequence[Bytes], out: Bytes, operations: Operations, block_elements: int) -> int:
+    """Merge inputs that lie in memory whole into `out`; returns how many results are not finite."""
+    scanner = Scanner(job, operations, block_elements, lambda: held_windows(job, raw))
+    width = job.output.dtype.bits // 8
+    return merge_tensor(job, scanner, operations, lambda start, end: out[start * width : end * width])
 
 
 def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]) -> int:

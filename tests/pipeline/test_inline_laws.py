@@ -235,3 +235,20 @@ def test_routed_experts_and_next_n_layers_are_all_accounted_for(tmp_path: Path) 
     extra = [line for line in plan.ledger if line.fate == "dropped" and "extra layer" in line.rule]
     assert extra
     assert all(f".layers.{layers}." in name for line in extra for name in line.tensors)
+
+
+def test_tensors_are_those_of_the_files_in_their_order(models: Path, tmp_path: Path) -> None:
+    config = recipe(models, "dare_ties")
+    merge(config, tmp_path / "out", random_seed=3)
+    from safetensors.torch import load_file
+
+    stored = {}
+    for path in sorted((tmp_path / "out").glob("*.safetensors")):
+        stored.update(load_file(path))
+    found = dict(raymerge.tensors(config, random_seed=3, out_shard_size="2MB"))
+    assert found.keys() == stored.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == stored[name].dtype
+        assert tensor.equal(stored[name]), name
+    plan = raymerge.plan(config, random_seed=3)
+    assert list(found) == [job.output.name for shard in plan.shards for job in shard.jobs]

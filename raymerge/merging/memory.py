@@ -1,0 +1,53 @@
+"""Merged tensors in memory, for callers that want no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymerge.compute.operations import open_operations
+from raymerge.dtypes import DType
+from raymerge.merging.scan import read_range
+from raymerge.merging.tensor import merge_held
+from raymerge.planning.jobs import COPY
+from raymerge.planning.memory import BLOCK_ELEMENTS
+from raymerge.planning.nouns import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_NAMES = {
+    DType.BOOL: "bool",
+    DType.U8: "uint8",
+    DType.I8: "int8",
+    DType.U16: "uint16",
+    DType.I16: "int16",
+    DType.U32: "uint32",
+    DType.I32: "int32",
+    DType.U64: "uint64",
+    DType.I64: "int64",
+    DType.F16: "float16",
+    DType.BF16: "bfloat16",
+    DType.F32: "float32",
+    DType.F64: "float64",
+}
+
+
+def merged_tensors(plan: Plan, *, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every output tensor with its name, in file order, on the CPU."""
+    import torch
+
+    operations = open_operations(device)
+    for shard in plan.shards:
+        for job in shard.jobs:
+            raw = [np.empty(ref.spec.nbytes, dtype=np.uint8) for ref in job.refs]
+            for ref, buffer in zip(job.refs, raw, strict=True):
+                read_range(ref, (0, ref.spec.element_count), buffer)
+            out = raw[0]
+            if job.method != COPY:
+                out = np.empty(job.output.nbytes, dtype=np.uint8)
+                merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
+            dtype = getattr(torch, _TORCH_NAMES[job.output.dtype])
+            yield job.output.name, torch.from_numpy(out).view(dtype).reshape(job.output.shape)
