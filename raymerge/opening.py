@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.open import open_checkpoint
+from raymerge.checkpoint.quantization import quantization_problem
 from raymerge.errors import Problem, RaymergeError
 from raymerge.planning.binding import model_references
 from raymerge.recipe.nouns import ModelReference, Recipe
@@ -49,9 +50,13 @@ def _open(reference: ModelReference) -> Checkpoint | RaymergeError:
             )
         )
     try:
-        return open_checkpoint(reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd()))
+        opened = open_checkpoint(
+            reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd())
+        )
     except RaymergeError as error:
         return error
+    problem = quantization_problem(opened)
+    return opened if problem is None else RaymergeError(problem)
 
 
 def _line(recipe: Recipe, reference: ModelReference) -> int | None:
