@@ -16,7 +16,7 @@ class Case:
     `group` is the input shape. `tolerance` bounds max|ours - golden| / max|golden| per tensor where the usual one for
     its stored type (1e-5 for float32, one step of the largest element for others) is too small. `differs` gives the
     reason where the peer's result is not the recipe's meaning: such a case is compared with the float64 oracle alone.
-    `crashes` gives the peer's complaint where it makes no output.
+    `crashes` gives the peer's complaint where it makes no output; raymerge makes one unless the case is `refused`.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Case:
     tolerance: float | None = None
     differs: str = ""
     crashes: str = ""
+    refused: bool = False
 
     @property
     def method(self) -> str:

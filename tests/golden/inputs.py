@@ -34,6 +34,8 @@ class Shape:
 SHAPES = {
     "core": Shape(layers=4),
     "more": Shape(layers=2),
+    # sizes that four does not divide: the floors of counts and quantile indices show
+    "odd": Shape(layers=1, hidden=18, inner=7, heads=3, kv_heads=1, vocab=11),
     # embeddings of 393,216 elements: several blocks, and a last one that is not full
     "wide": Shape(layers=1, hidden=96, inner=120, vocab=4100),
 }

@@ -55,6 +55,15 @@ def linear() -> dict[str, Recipe]:
         "dtype_bf16": models("linear", source("a_bf16", weight=0.6), source("b_bf16", weight=0.4), dtype="bfloat16"),
         "dtype_absent": models("linear", source("a_bf16", weight=0.6), source("b_bf16", weight=0.4), dtype=None),
         "dtype_absent_f32": models("linear", source("a", weight=0.6), source("b", weight=0.4), dtype=None),
+        "empty_list": models("linear", source("a", weight=[]), source("b", weight=0.9), weight=0.3),
+        "number_as_text": models("linear", source("a", weight="1e-1"), source("b", weight=0.9)),
+        "weights_cancel": models("linear", source("a", weight=1), source("b", weight=-1)),
+        "slices_base_not_listed": slices(
+            "linear", cut(source("a", (0, 4), weight=1), source("b", (0, 4), weight=2)), base="base", weight=5
+        ),
+        "out_dtype_alone": models("linear", *weighted(), dtype=None, out_dtype="bfloat16"),
+        "dtype_float64": models("linear", *weighted(), dtype="float64"),
+        "dtype_float16": models("linear", source("a_bf16", weight=0.6), source("b_bf16", weight=0.4), dtype="float16"),
         "same_model_twice": models("linear", source("a", weight=1), source("a", weight=3), source("b", weight=1)),
         "same_model_two_layers": slices(
             "linear",
@@ -88,6 +97,8 @@ def slerp() -> dict[str, Recipe]:
             cut(source("base", (2, 4)), source("b", (2, 4)), t=where(mlp=[0, 1], rest=0.4)),
             base="base",
         ),
+        "t_text_list": models("slerp", *pair, base="base", t=["0.1", "0.9"]),
+        "t_exponent_text": models("slerp", *pair, base="base", t="2e-1"),
         "base_per_slice": slices(
             "slerp",
             cut(source("a", (0, 2)), source("b", (0, 2)), base="a"),
@@ -143,6 +154,9 @@ def task_arithmetic() -> dict[str, Recipe]:
         ),
         "out_dtype_bf16": models(method, *weighted(), base="base", out_dtype="bfloat16"),
         "int8_mask": models(method, *weighted(), base="base", int8_mask=True),
+        "slices_base_not_listed": slices(
+            method, cut(source("a", (0, 4), weight=1), source("b", (0, 4), weight=0.5)), base="base"
+        ),
     }
 
 
@@ -286,6 +300,20 @@ def _named(method: str, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
     return {f"{method}/{name}": recipe for name, recipe in recipes.items()}
 
 
+# where the peer's output is not what the recipe means, and why
+DIFFERS = {
+    "linear/weights_cancel": "the weights sum to 0: infinite values",
+    "ties/float32_from_bf16": "votes that cancel exactly: its float32 sum is a rounding error, whose sign it elects",
+    "ties/tied_magnitudes": "magnitudes tie at the threshold: it keeps other ones than those of lowest index",
+}
+CRASHES = {
+    "linear/same_model_twice": "Duplicate merge inputs",
+    "linear/same_model_two_layers": "Duplicate merge inputs",
+    "task_arithmetic/slices_base_not_listed": "Base input is not present",
+}
+REFUSED = {"linear/weights_cancel", "task_arithmetic/slices_base_not_listed"}
+
+
 def core_cases() -> list[Case]:
     recipes = (
         _named("linear", linear())
@@ -295,4 +323,13 @@ def core_cases() -> list[Case]:
         | dare()
         | _named("passthrough", passthrough())
     )
-    return [Case(name=name, recipe=recipe) for name, recipe in recipes.items()]
+    return [
+        Case(
+            name=name,
+            recipe=recipe,
+            differs=DIFFERS.get(name, ""),
+            crashes=CRASHES.get(name, ""),
+            refused=name in REFUSED,
+        )
+        for name, recipe in recipes.items()
+    ]

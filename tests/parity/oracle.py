@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+VOTE_ROUNDING = 2.0**-48  # weights like 0.7 and 0.6 cancel on a grid only up to the rounding of a few products and sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ def multislerp(o: Operands) -> Array:
         return sum(w * d for w, d in zip(weights, deltas, strict=True)) + (0 if o.base is None else o.flat_base())
     mean = mean / np.linalg.norm(mean)
     tangent = sum(w * (u - (u @ mean) * mean) for w, u in zip(weights, units, strict=True))
-    size = np.linalg.norm(tangent)
+    size = np.linalg.norm(tangent) + o.shared["eps"]
     direction = np.cos(size) * mean + (np.sin(size) * tangent / size if size > 0 else 0)
     merged = direction * (weights @ norms)
     return merged if o.base is None else merged + o.flat_base()
@@ -238,10 +239,17 @@ def _sparse(o: Operands, sparsify: Callable[[Array, Mapping[str, Any]], Array]) 
     return result
 
 
+def elected_sign(votes: Sequence[Array]) -> Array:
+    """The sign of the votes' sum; +1 where it is zero, also where it is zero but for float64 rounding."""
+    total = sum(votes)
+    doubt = VOTE_ROUNDING * sum(np.abs(vote) for vote in votes)
+    return np.where(total >= -doubt, 1.0, -1.0)
+
+
 def _elect(o: Operands, deltas: list[Array]) -> Array:
     weights = o.weights()
     votes = [w * d for w, d in zip(weights, deltas, strict=True)]
-    elected = np.where(sum(votes) >= 0, 1.0, -1.0)
+    elected = elected_sign(votes)
     agree = [np.sign(vote) == elected for vote in votes]
     total = sum(np.where(mask, vote, 0) for mask, vote in zip(agree, votes, strict=True))
     if o.shared["normalize"]:
@@ -293,7 +301,7 @@ def sce(o: Operands) -> Array:
         deltas = np.where(mask, deltas, 0)
     weights = np.square(deltas).mean(axis=1)
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), 1 / len(weights))
-    elected = np.where(deltas.sum(axis=0) >= 0, 1.0, -1.0)
+    elected = elected_sign(list(deltas))
     agree = np.sign(deltas) == elected
     divisor = (weights[:, None] * agree).sum(axis=0)
     total = (weights[:, None] * deltas * agree).sum(axis=0)
@@ -344,7 +352,8 @@ def arcee_fusion(o: Operands) -> Array:
     p, q = _softmax(x) + 1e-8, _softmax(base) + 1e-8
     divergence = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
     importance = (np.abs(delta.reshape(o.shape)) * divergence).reshape(-1)
-    low, median, high = np.quantile(importance, [0.25, 0.5, 0.75])
+    ordered = np.sort(importance)  # the quantiles are entries, the lower of the two that surround them
+    low, median, high = (ordered[int(share * (ordered.size - 1))] for share in (0.25, 0.5, 0.75))
     return o.flat_base() + np.where(importance >= median + 1.5 * (high - low), delta, 0)
 
 

@@ -127,11 +127,12 @@ def _evaluate(setting: Any, tensor: str, t: float) -> Any:
                 return _evaluate(condition["value"], tensor, t)
         return None
     if not isinstance(setting, list):
-        return setting
+        return float(setting) if isinstance(setting, str) else setting
     if not setting:
         return None
+    setting = [float(entry) if isinstance(entry, str) else entry for entry in setting]
     position = t * (len(setting) - 1)
-    if isinstance(setting[0], bool | str):
+    if isinstance(setting[0], bool):
         return setting[int(position)]
     low = int(position)
     high = min(low + 1, len(setting) - 1)
