@@ -1,0 +1,27 @@
+"""Merged folders as their users meet them: through transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: nothing here is on the hub
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., Any]:
+    """load(folder, "AutoModelForCausalLM") gives the model if every weight found its place."""
+    import transformers
+
+    def load_whole(folder: Path, kind: str) -> Any:
+        model, told = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, dtype="auto")
+        assert not any(told.values()), told
+        return model.eval()
+
+    return load_whole
