@@ -65,13 +65,14 @@ def merge(
     chosen = MergeOptions(**options)
     started = time.monotonic()
     target = normalize_url(str(out))
-    with open_runner(chosen, on_event) as run:  # a private Ray starts while the plan is made
+    with open_runner(chosen, on_event) as runner:  # a private Ray starts while the plan is made
         planned, destination = _plan_for(config, target, chosen)
+        runner.check(planned, target)
         begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         known = known_receipts(planned, destination)
         work = _work(planned, destination, known)
         on_event(_run_started(planned, destination, work))
-        receipts = [*known, *run(target, work)]
+        receipts = [*known, *runner.run(target, work)]
         finish(planned, target, receipts)
     return MergeResult(
         out=target,

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from raymerge.errors import PlanError, Problem
 from raymerge.events import Event
 from raymerge.execute.inline import run_inline
-from raymerge.execute.task import Outcome, StoppedError, Task, stop_requested
+from raymerge.execute.task import StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
 from raymerge.options import MergeOptions
-from raymerge.planning.nouns import ShardReceipt, ShardTask
+from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
+from raymerge.storage import is_local, join_url, store_for
+
+if TYPE_CHECKING:
+    from raymerge.execute.ray.session import RaySession
 
 OnEvent = Callable[[Event], None]
 
 # A worker with numpy, numba, its compiled kernels and a storage client, before it reads a tensor: measured 190 MB with
 # local files and 240 MB with S3 on Linux, Python 3.11.
 WORKER_BASELINE_BYTES = 256 << 20
+_MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +40,119 @@ class ShardWork:
     only_checksum: bool = False
 
 
-Run = Callable[[str, tuple[ShardWork, ...]], Iterator[ShardReceipt]]
+class Runner(ABC):
+    """Runs shard work on one executor."""
+
+    def __init__(self, options: MergeOptions, on_event: OnEvent) -> None:
+        self._options = options
+        self._on_event = on_event
+
+    @abstractmethod
+    def check(self, planned: Plan, out: str) -> None:
+        """Raise PlanError for what this executor cannot reach or hold; called before anything is written."""
+
+    @abstractmethod
+    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+        """Receipts in the order in which shards end."""
+
+    def _function(self, out: str) -> Callable[[ShardWork], ShardReceipt]:
+        options = self._options
+        return partial(
+            do_work,
+            options=ShardOptions(
+                out=out, memory=options.memory(out), device=options.device, fail_on_nonfinite=options.nan == "error"
+            ),
+        )
 
 
 @contextmanager
-def open_runner(options: MergeOptions, on_event: OnEvent) -> Iterator[Run]:
-    """What runs shard work into a folder on the chosen executor; a private Ray starts at once, beside the planning."""
+def open_runner(options: MergeOptions, on_event: OnEvent) -> Iterator[Runner]:
+    """The runner of the chosen executor; a private Ray starts at once, beside the planning."""
     if options.executor == "inline":
-
-        def run(out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
-            function = partial(do_work, options=_shard_options(options, out))
-            yield from _receipts(run_inline(function, _tasks(work), on_event=on_event, measure=_measure))
-
-        yield run
+        yield InlineRunner(options, on_event)
         return
-    from raymerge.running_on_ray import ray_runner
+    from raymerge.execute.ray.session import RaySession
 
-    with ray_runner(options, on_event) as run_on_ray:
-        yield run_on_ray
+    with RaySession(options.address) as session:
+        yield RayRunner(options, on_event, session)
+
+
+class InlineRunner(Runner):
+    """In this process: shards one after the other, the tensors of each on several threads."""
+
+    def check(self, planned: Plan, out: str) -> None:
+        pass
+
+    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+        outcomes = run_inline(self._function(out), _tasks(work), on_event=self._on_event, measure=_measure)
+        return (outcome.result for outcome in outcomes)
+
+
+class RayRunner(Runner):
+    """One Ray task per shard."""
+
+    def __init__(self, options: MergeOptions, on_event: OnEvent, session: RaySession) -> None:
+        super().__init__(options, on_event)
+        self._session = session
+
+    def check(self, planned: Plan, out: str) -> None:
+        self._session.wait()
+        if not self._session.is_private:
+            problems = unshared_folders(local_folders(planned), out)
+            if problems:
+                raise PlanError(*problems)
+
+    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+        from raymerge.execute.ray.executor import run_on_ray
+        from raymerge.execute.ray.options import RayOptions
+
+        options = RayOptions(
+            task_cpus=self._options.threads,
+            task_gpus=1 if self._options.device.startswith("cuda") else 0,
+            measure=_measure,
+        )
+        outcomes = run_on_ray(self._function(out), _tasks(work), on_event=self._on_event, options=options)
+        return (replace(outcome.result, node=outcome.node) for outcome in outcomes)
+
+
+def local_folders(planned: Plan) -> tuple[str, ...]:
+    """The inputs that are folders of this machine, or of a disk that it shares."""
+    return tuple(model.url for model in planned.models if is_local(model.url))
+
+
+def unshared_folders(inputs: tuple[str, ...], out: str) -> tuple[Problem, ...]:
+    """A problem for every local folder that some node of the cluster does not see as this process does.
+
+    The driver leaves a file of random text in the output folder for a moment; an input is known by its config.json.
+    """
+    from raymerge.execute.ray.nodes import nodes_without
+
+    found = []
+    for folder in inputs:
+        path = join_url(folder, "config.json")
+        text = store_for(folder).read(path, max_bytes=_MAX_CONFIG_BYTES).decode()
+        found += [_unshared(folder, nodes) for nodes in [nodes_without(path, text)] if nodes]
+    if is_local(out):
+        path, nonce = join_url(out, f".raymerge-{secrets.token_hex(8)}.probe"), secrets.token_hex(32)
+        is_new = not Path(out).exists()
+        try:
+            store_for(out).put(path, nonce.encode())
+            found += [_unshared(out, nodes) for nodes in [nodes_without(path, nonce)] if nodes]
+        finally:
+            store_for(out).delete(path)
+            if is_new and found:
+                with contextlib.suppress(OSError):
+                    Path(out).rmdir()
+    return tuple(found)
+
+
+def _unshared(folder: str, nodes: list[str]) -> Problem:
+    shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+    return Problem(
+        subject=folder,
+        message=f"is a local folder that {shown} cannot see",
+        remedy="use s3:// or hf:// locations, a disk that every node mounts, or --executor inline",
+    )
 
 
 def do_work(work: ShardWork, *, options: ShardOptions) -> ShardReceipt:
@@ -63,12 +169,6 @@ def _raise_if_stopped() -> None:
         raise StoppedError
 
 
-def _shard_options(options: MergeOptions, out: str) -> ShardOptions:
-    return ShardOptions(
-        out=out, memory=options.memory(out), device=options.device, fail_on_nonfinite=options.nan == "error"
-    )
-
-
 def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:
     return [
         Task(
@@ -78,11 +178,6 @@ def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:
         )
         for each in work
     ]
-
-
-def _receipts(outcomes: Iterator[Outcome[ShardReceipt]]) -> Iterator[ShardReceipt]:
-    for outcome in outcomes:
-        yield replace(outcome.result, node=outcome.node)
 
 
 def _measure(receipt: ShardReceipt) -> tuple[int, int]:
