@@ -68,7 +68,7 @@ Address = Annotated[
     str | None,
     _cluster(
         "--address",
-        help="A running Ray cluster: HOST:PORT, auto, ray://HOST:PORT. Default: RAY_ADDRESS, else a private local Ray.",
+        help="A Ray cluster: HOST:PORT, auto (the one on this machine), local. Default: RAY_ADDRESS, else local, a private Ray.",
     ),
 ]
 TaskCpus = Annotated[
