@@ -10,7 +10,8 @@ from raymerge.errors import (
     UsageError,
     VerifyError,
 )
-from raymerge.pipeline import MergeResult, load_recipe, merge, plan, tensors
+from raymerge.pipeline import load_recipe, merge, plan, tensors
+from raymerge.reporting import MergeResult
 
 __all__ = [
     "CheckpointError",

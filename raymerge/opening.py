@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from raymerge.planning.binding import model_references
 from raymerge.recipe.nouns import ModelReference, Recipe
 
 _CONCURRENT_MODELS = 8
+_CONCURRENT_DOWNLOADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,16 @@ def open_models(recipe: Recipe) -> OpenedModels:
         for problem in each.problems
     ]
     return OpenedModels(checkpoints=checkpoints, problems=tuple(problems))
+
+
+def keep_in_cache(models: Iterable[Checkpoint]) -> bool:
+    """Download the weights of hub models into the hub's own cache; whether there was any that was not there."""
+    from raymerge.storage.hub import keep_input
+
+    urls = [file.url for model in models for file in model.files if file.url.startswith("hf://")]
+    with ThreadPoolExecutor(_CONCURRENT_DOWNLOADS, thread_name_prefix="raymerge-keep") as pool:
+        list(pool.map(keep_input, urls))
+    return bool(urls)
 
 
 def _open(reference: ModelReference) -> Checkpoint | RaymergeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from raymerge.errors import Problem, UsageError
 from raymerge.planning.build import PlanOptions
@@ -13,6 +13,23 @@ from raymerge.sizes import parse_size
 from raymerge.storage import store_for
 
 Executor = Literal["ray", "inline"]
+
+
+class MergeKeywords(TypedDict, total=False):
+    """The keywords of `raymerge.merge` and `raymerge.plan`; see MergeOptions."""
+
+    executor: Executor
+    random_seed: int
+    out_shard_size: int | str
+    device: str
+    address: str | None
+    task_cpus: int | None
+    task_memory: int | str
+    overwrite: bool
+    nan: Literal["error", "warn"]
+    copy_tokenizer: bool
+    write_model_card: bool
+    keep_inputs: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

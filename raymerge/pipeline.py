@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import PlanError, RecipeError
-from raymerge.events import Event, RunStarted
-from raymerge.opening import open_models
+from raymerge.events import Event
+from raymerge.opening import keep_in_cache, open_models
 from raymerge.options import MergeOptions
 from raymerge.output.journal import (
     Destination,
@@ -23,39 +21,30 @@ from raymerge.output.journal import (
 from raymerge.output.side_files import side_files
 from raymerge.output.tokenizer_choice import choose_tokenizer
 from raymerge.planning.build import build_plan
-from raymerge.planning.nouns import Plan, ShardReceipt
+from raymerge.planning.nouns import Plan
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
-from raymerge.running import ShardWork, open_runner
+from raymerge.reporting import MergeResult, Watch, ignore_event, run_started
+from raymerge.running import open_runner, shards_to_do
 from raymerge.storage import normalize_url, store_for
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
+
+    from raymerge.options import MergeKeywords
 
 Config = str | Path | Mapping[str, Any]
 _MAX_RECIPE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeResult:
-    """What a merge made. `kept_count` shards were finished by an earlier run of the same plan."""
-
-    out: str
-    plan_digest: str
-    shard_count: int
-    kept_count: int
-    nbytes: int
-    seconds: float
-    retries: int
-
-
-def ignore_event(event: Event) -> None:
-    """Nobody watches."""
-
-
 def merge(
-    config: Config, out: str | Path, *, on_event: Callable[[Event], None] = ignore_event, **options: Any
+    config: Config,
+    out: str | Path,
+    *,
+    on_event: Callable[[Event], None] = ignore_event,
+    **options: Unpack[MergeKeywords],
 ) -> MergeResult:
     """Merge the models of a recipe into folder or URL `out`; the keywords are the fields of `MergeOptions`.
 
@@ -63,29 +52,23 @@ def merge(
     Raises RaymergeError: before anything is written where the recipe, its inputs or the destination are to blame.
     """
     chosen = MergeOptions(**options)
-    started = time.monotonic()
     target = normalize_url(str(out))
-    with open_runner(chosen, on_event) as runner:  # a private Ray starts while the plan is made
+    watch = Watch(on_event)
+    with open_runner(chosen, watch) as runner:  # a private Ray starts while the plan is made
         planned, destination = _plan_for(config, target, chosen)
+        if chosen.keep_inputs and keep_in_cache(planned.models):
+            planned, destination = _plan_for(config, target, chosen)
         runner.check(planned, target)
         begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         known = known_receipts(planned, destination)
-        work = _work(planned, destination, known)
-        on_event(_run_started(planned, destination, work))
+        work = shards_to_do(planned, destination, known)
+        watch(run_started(planned, destination, work))
         receipts = [*known, *runner.run(target, work)]
         finish(planned, target, receipts)
-    return MergeResult(
-        out=target,
-        plan_digest=planned.digest,
-        shard_count=len(planned.shards),
-        kept_count=len(destination.kept),
-        nbytes=sum(receipt.nbytes for receipt in receipts),
-        seconds=time.monotonic() - started,
-        retries=0,
-    )
+    return watch.result(planned, destination, receipts)
 
 
-def tensors(config: Config, **options: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(config: Config, **options: Unpack[MergeKeywords]) -> Iterator[tuple[str, torch.Tensor]]:
     """The output's tensors by name, in the order of its files, merged one at a time and written nowhere.
 
     Takes the options that bear on values (`random_seed`, `device`, ...); memory holds one tensor and its inputs.
@@ -97,7 +80,7 @@ def tensors(config: Config, **options: Any) -> Iterator[tuple[str, torch.Tensor]
     yield from merged_tensors(planned, device=chosen.device)
 
 
-def plan(config: Config, out: str | Path | None = None, **options: Any) -> Plan:
+def plan(config: Config, out: str | Path | None = None, **options: Unpack[MergeKeywords]) -> Plan:
     """Plan a merge from headers alone. With `out`, the destination is checked as `merge` would, and nothing written.
 
     Raises PlanError with everything that is wrong.
@@ -136,28 +119,6 @@ def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
         known_problems=(*parsed.problems, *opened.problems, *tokenizer.problems, *unusable),
         known_warnings=(*parsed.warnings, *tokenizer.warnings),
         tokenizer_donor=tokenizer.donor,
-    )
-
-
-def _work(planned: Plan, destination: Destination, known: tuple[ShardReceipt, ...]) -> tuple[ShardWork, ...]:
-    """What is left to do: shards to make, and finished ones whose checksum nobody lived to note."""
-    settled = {receipt.file_name for receipt in known}
-    return tuple(
-        ShardWork(shard=shard, only_checksum=shard.file_name in destination.kept)
-        for shard in planned.shards
-        if shard.file_name not in settled
-    )
-
-
-def _run_started(planned: Plan, destination: Destination, work: tuple[ShardWork, ...]) -> RunStarted:
-    to_make = [each.shard for each in work if not each.only_checksum]
-    return RunStarted(
-        plan_digest=planned.digest,
-        out=destination.out,
-        shard_count=len(planned.shards),
-        kept_count=len(destination.kept),
-        read_bytes=sum(shard.read_bytes for shard in to_make),
-        write_bytes=sum(shard.tensor_bytes for shard in to_make),
     )
 
 

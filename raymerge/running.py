@@ -18,6 +18,7 @@ from raymerge.execute.inline import run_inline
 from raymerge.execute.task import StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
 from raymerge.options import MergeOptions
+from raymerge.output.journal import Destination
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.storage import is_local, join_url, store_for
 
@@ -38,6 +39,16 @@ class ShardWork:
 
     shard: ShardTask
     only_checksum: bool = False
+
+
+def shards_to_do(planned: Plan, destination: Destination, known: tuple[ShardReceipt, ...]) -> tuple[ShardWork, ...]:
+    """What is left: shards to make, and finished ones whose checksum nobody lived to note."""
+    settled = {receipt.file_name for receipt in known}
+    return tuple(
+        ShardWork(shard=shard, only_checksum=shard.file_name in destination.kept)
+        for shard in planned.shards
+        if shard.file_name not in settled
+    )
 
 
 class Runner(ABC):
