@@ -12,6 +12,7 @@ from raymerge.checkpoint.layout import CONFIG_NAME
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.strict_json import json_object
 from raymerge.output.chat_template import TOKENIZER_CONFIG, apply_chat_template, choose_template, read_template
+from raymerge.output.sentence_modules import MODULES_NAME, SENTENCE_CONFIGS, module_files
 from raymerge.storage import join_url, store_for
 
 _TOKENIZER = (
@@ -22,8 +23,6 @@ _TOKENIZER = (
 _OTHER = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
     "video_preprocessor_config.json", "feature_extractor_config.json",
-    # sentence-transformers: which modules follow the encoder
-    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
 )  # fmt: skip
 _RELATIVE_IMPORT = re.compile(rb"^\s*from\s+\.(\w*)\s+import\s+([\w, ]+)", re.MULTILINE)
 _MAX_FILE_BYTES = 256 * 2**20  # the largest tokenizer.json seen has 35 MB
@@ -37,7 +36,7 @@ def tokenizer_names(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def donor_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The other configs that say how to run the model, config.json and code not counted."""
-    return _matching(checkpoint.side_files, _OTHER)
+    return _matching(checkpoint.side_files, (*_OTHER, *SENTENCE_CONFIGS))
 
 
 def read_files(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, bytes]:
@@ -82,6 +81,8 @@ def copied_files(
     """
     tokenizer_donor = tokenizer_donor or donor
     files = read_files(donor, donor_names(donor))
+    if MODULES_NAME in files:
+        files |= module_files(donor, files[MODULES_NAME])
     if copy_tokenizer:
         files |= read_files(tokenizer_donor, tokenizer_names(tokenizer_donor))
     configs = {name: text for name, text in files.items() if name in (TOKENIZER_CONFIG, *_OTHER)}

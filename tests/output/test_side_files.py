@@ -113,3 +113,15 @@ slices:
 """
     config = json.loads(side_files(plan_folders(recipe))["config.json"])
     assert config["num_hidden_layers"] == 4
+
+
+def test_a_sentence_model_keeps_the_modules_behind_its_encoder(tmp_path):
+    """modules.json is a list, names folders, and says nothing of code."""
+    folder = write_llama(tmp_path, layers=1, tokenizer=False)
+    paths = ["", "1_Pooling", "2_Normalize", "../up", "/etc", "a/b", None]
+    (folder / "modules.json").write_text(json.dumps([{"path": path} for path in paths] + ["odd"]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    files = copied_files(opened(folder))
+    assert sorted(files) == ["1_Pooling/config.json", "generation_config.json", "modules.json"]
+    assert files["1_Pooling/config.json"] == b'{"pooling_mode_mean_tokens": true}'
