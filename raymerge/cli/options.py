@@ -68,7 +68,7 @@ Address = Annotated[
     str | None,
     _cluster(
         "--address",
-        help="A Ray cluster: HOST:PORT, auto (the one on this machine), local. Default: RAY_ADDRESS, else local, a private Ray.",
+        help="A Ray cluster: HOST:PORT, or auto for this machine's. Default: RAY_ADDRESS, else a private local Ray.",
     ),
 ]
 TaskCpus = Annotated[
