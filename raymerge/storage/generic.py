@@ -51,6 +51,9 @@ class GenericStore(Store):
     def __reduce__(self) -> tuple[type[GenericStore], tuple[str]]:
         return (GenericStore, (self._scheme,))
 
+    def buffered_bytes(self, nbytes: int) -> int:
+        return min(nbytes, PART_BYTES)
+
     def info(self, url: str) -> ObjectInfo:
         found = self._call(url, lambda driver, path: driver.info(path))
         if found.get("type") == "directory":

@@ -18,7 +18,7 @@ from raymerge.storage.urls import redact
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 30.0  # of silence, not of the whole answer
 CONNECTIONS_PER_HOST = 64
-SLICE_BYTES = 1 << 20
+SLICE_BYTES = 256 << 10  # held per connection beside the caller's buffer
 _MOST_REDIRECTS = 5
 
 

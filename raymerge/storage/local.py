@@ -23,7 +23,7 @@ from raymerge.storage.local_files import (
     open_file,
     translated,
 )
-from raymerge.storage.local_writer import LocalWriter, owner_is_gone, parse_partial_name
+from raymerge.storage.local_writer import COPY_BLOCK_BYTES, LocalWriter, owner_is_gone, parse_partial_name
 from raymerge.storage.urls import base_name
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class LocalStore(Store):
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[()]]:
         return (LocalStore, ())
+
+    def buffered_bytes(self, nbytes: int) -> int:
+        return min(nbytes, COPY_BLOCK_BYTES)
 
     def info(self, url: str) -> ObjectInfo:
         with open_file(url) as descriptor:

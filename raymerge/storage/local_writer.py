@@ -119,10 +119,12 @@ class LocalWriter(ObjectWriter):
     def abort(self) -> None:
         if self._descriptor < 0:
             return
-        with contextlib.suppress(FileNotFoundError), self._translated():
-            os.unlink(self._partial)  # noqa: PTH108
-        os.close(self._descriptor)  # after the unlink: the lock says that somebody lives
-        self._descriptor = -1
+        try:
+            with self._translated(), contextlib.suppress(FileNotFoundError):
+                os.unlink(self._partial)  # noqa: PTH108
+        finally:
+            os.close(self._descriptor)  # after the unlink: the lock says that somebody lives
+            self._descriptor = -1
 
     def _open_partial(self, name: str) -> tuple[str, int]:
         while True:

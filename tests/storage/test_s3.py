@@ -1,0 +1,283 @@
+"""What S3 adds: rights, multipart uploads, in-store copies, conditional requests, and every fault of a store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
+from s3_server import S3Server, s3_env
+
+from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
+from raymerge.storage import CopyRange, join_url, store_for, traffic
+from raymerge.storage.s3 import list_uploads
+from raymerge.storage.s3_client import parse_s3_url
+from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, buffered_bytes, part_bytes
+
+MIB = 1 << 20
+DATA = random.Random(5).randbytes(21 * MIB + 11)  # two parts
+
+
+@pytest.fixture
+def proxy(s3_process: S3Server, impatient: None) -> Iterator[FaultProxy]:
+    with start_proxy(s3_process.endpoint) as proxy, s3_env(s3_process, AWS_ENDPOINT_URL=proxy.endpoint):
+        yield proxy
+
+
+def put(url: str, data: bytes) -> str:
+    with store_for(url).create(url, nbytes=len(data)) as writer:
+        writer.write(data)
+        return writer.commit().version
+
+
+def begin_upload(server: S3Server, url: str) -> str:
+    bucket, key = parse_s3_url(url)
+    return server.client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+
+
+def test_rights(s3: S3Server):
+    url = join_url(s3.folder(), "model.bin")
+    put(url, b"x")
+    reader = {"AWS_ACCESS_KEY_ID": "reader-access", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
+    with s3_env(s3, **reader):
+        store = store_for(url)
+        assert store.read(url, max_bytes=1) == b"x"
+        for write in (
+            lambda: store.put(url, b"y"),
+            lambda: store.probe(url, nbytes=1),
+            lambda: store.put(url, DATA[: 17 * MIB]),
+        ):
+            with pytest.raises(AccessError, match=r"no access \(403 AccessDenied.*; check the credentials"):
+                write()
+    with s3_env(s3, AWS_SECRET_ACCESS_KEY="wrong"), pytest.raises(AccessError) as caught:
+        store_for(url).read(url, max_bytes=1)
+    assert "wrong" not in str(caught.value)
+    assert store_for(url).read(url, max_bytes=1) == b"x"
+
+
+def test_a_bucket_that_is_not_there(s3: S3Server):
+    store = store_for("s3://nonesuch-bucket")
+    with pytest.raises(NotFoundError, match="bucket does not exist"):
+        store.list("s3://nonesuch-bucket/a")
+    with pytest.raises(NotFoundError, match="bucket does not exist; create it"):
+        store.probe("s3://nonesuch-bucket/a", nbytes=1)
+    with pytest.raises(StorageError, match="an object was expected"):
+        store.info("s3://nonesuch-bucket")
+
+
+def test_keys_and_profiles_come_from_files_too(s3: S3Server, tmp_path: Path, monkeypatch):
+    url = join_url(s3.folder(), "model.bin")
+    put(url, b"x")
+    (tmp_path / "credentials").write_text(
+        f"[mine]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    (tmp_path / "config").write_text(f"[profile mine]\nendpoint_url = {s3.endpoint}\nregion = us-east-1\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    assert store_for(url).read(url, max_bytes=1) == b"x"
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    with pytest.raises(StorageError, match="none"):
+        store_for(url).read(url, max_bytes=1)
+
+
+def test_the_checksum_of_the_whole_object_is_stored(s3: S3Server):
+    for nbytes in (1000, len(DATA)):
+        url = join_url(s3.folder(), "model.bin")
+        put(url, DATA[:nbytes])
+        assert store_for(url).info(url).crc32 == zlib.crc32(DATA[:nbytes])
+
+
+def test_copies_stay_inside_the_store(s3: S3Server):
+    folder = s3.folder()
+    source = join_url(folder, "source.bin")
+    version = put(source, DATA)
+    url = join_url(folder, "copy.bin")
+    before = traffic()
+    with store_for(url).create(url, nbytes=1000 + len(DATA)) as writer:
+        writer.write(DATA[:1000])
+        for start in range(0, len(DATA), MIB):
+            nbytes = min(MIB, len(DATA) - start)
+            writer.copy(CopyRange(url=source, offset=start, nbytes=nbytes, version=version))
+        info = writer.commit()
+    after = traffic()
+    assert info.crc32 == store_for(url).info(url).crc32 == zlib.crc32(DATA[:1000] + DATA)
+    assert after.written_bytes - before.written_bytes == SMALLEST_PART_BYTES
+    assert after.read_bytes - before.read_bytes == SMALLEST_PART_BYTES - 1000
+    assert after.copied_bytes - before.copied_bytes == len(DATA) + 1000 - SMALLEST_PART_BYTES
+
+
+def test_a_source_that_changes_before_its_copy(s3: S3Server):
+    folder = s3.folder()
+    source, url = join_url(folder, "source.bin"), join_url(folder, "copy.bin")
+    version = put(source, DATA)
+    put(source, DATA[::-1])
+    with store_for(url).create(url, nbytes=len(DATA)) as writer:
+        writer.copy(CopyRange(url=source, offset=0, nbytes=len(DATA), version=version))
+        with pytest.raises(ChangedError, match=r"source\.bin: the object changed"):
+            writer.commit()
+    assert list_uploads(folder) == []
+
+
+def test_unfinished_uploads_are_cleaned(s3: S3Server):
+    folder = s3.folder()
+    url, other = join_url(folder, "model.bin"), join_url(folder, "other.bin")
+    begin_upload(s3, url)
+    begin_upload(s3, url)
+    begin_upload(s3, other)
+    store = store_for(folder)
+    assert store.unfinished(folder) == ("model.bin", "model.bin", "other.bin")
+    assert store.clean(folder, names=("model.bin", "none")) == 2
+    assert [left for left, _ in list_uploads(folder)] == [other]
+    assert store.clean(folder, names=("other.bin",)) == 1
+
+
+def test_an_upload_that_another_process_aborts(s3: S3Server):
+    folder = s3.folder()
+    url = join_url(folder, "model.bin")
+    with store_for(url).create(url, nbytes=17 * MIB) as writer:
+        writer.write(DATA[: 17 * MIB])
+        writer._parts[0].result()
+        store_for(url).clean(folder, names=("model.bin",))
+        with pytest.raises(TransientStorageError, match="aborted by another process"):
+            writer.commit()
+    with pytest.raises(NotFoundError):
+        store_for(url).info(url)
+
+
+def test_an_abort_that_fails_is_said(s3: S3Server, proxy: FaultProxy, caplog):
+    url = join_url(s3.folder(), "model.bin")
+    writer = store_for(url).create(url, nbytes=len(DATA))
+    writer.write(DATA)
+    proxy.break_at_random(seed=1, rate=1.0, faults=("internal",))
+    with caplog.at_level(logging.WARNING):
+        writer.abort()
+    assert "unfinished upload left behind" in caplog.text
+    proxy.break_at_random(seed=1, rate=0.0)
+
+
+def test_parts_fit_the_service():
+    for nbytes in (1, 5 * MIB, 2 * 10**9, 160 * 10**9, 5 * 10**12):
+        assert -(-nbytes // part_bytes(nbytes)) <= MOST_PARTS < 10_000
+        assert part_bytes(nbytes) >= SMALLEST_PART_BYTES
+        assert buffered_bytes(nbytes) <= 4 * part_bytes(nbytes)
+    assert buffered_bytes(2 * 10**9) == 64 * MIB
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_alone_changes_nothing(s3_process: S3Server, proxy: FaultProxy, fault: Fault):
+    folder = s3_process.folder()
+    url, copy = join_url(folder, "model.bin"), join_url(folder, "copy.bin")
+    proxy.inject(fault)
+    version = put(url, DATA)
+    proxy.inject(fault)
+    buffer = bytearray(len(DATA) - 3)
+    store_for(url).read_into(url, buffer, offset=3, version=version)
+    assert buffer == DATA[3:]
+    proxy.inject(fault)
+    with store_for(copy).create(copy, nbytes=len(DATA)) as writer:
+        writer.write(DATA[:1000])
+        writer.copy(CopyRange(url=url, offset=1000, nbytes=len(DATA) - 1000, version=version))
+        assert writer.commit().crc32 == zlib.crc32(DATA)
+    assert store_for(copy).read(copy, max_bytes=len(DATA)) == DATA
+    assert proxy.broken[fault] >= 1
+    if fault == "lost":  # whoever never learns an upload's id cannot abort it
+        assert store_for(url).clean(folder, names=("model.bin", "copy.bin")) <= 2
+    assert list_uploads(folder) == []
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", "error_in_200", "damaged", "lost"}))
+def test_a_fault_that_stays_is_an_error(s3_process: S3Server, proxy: FaultProxy, fault: Fault):
+    url = join_url(s3_process.folder(), "model.bin")
+    version = put(url, DATA)
+    proxy.break_at_random(seed=1, rate=1.0, faults=(fault,))
+    with pytest.raises(TransientStorageError, match="failed 3 times"):
+        store_for(url).read_into(url, bytearray(17 * MIB), offset=1, version=version)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "internal", "reset", "error_in_200", "lost"])
+def test_a_write_that_cannot_succeed_leaves_no_object(s3_process: S3Server, proxy: FaultProxy, fault: Fault):
+    folder = s3_process.folder()
+    url = join_url(folder, "model.bin")
+    proxy.break_at_random(seed=1, rate=1.0, faults=(fault,))
+    with pytest.raises(TransientStorageError):
+        put(url, DATA[: 17 * MIB])
+    proxy.break_at_random(seed=1, rate=0.0)
+    with pytest.raises(NotFoundError):
+        store_for(url).info(url)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_faults_give_right_bytes_or_an_error(s3_process: S3Server, proxy: FaultProxy, seed: int):
+    proxy.slow_seconds = 0.02
+    folder = s3_process.folder()
+    url = join_url(folder, "model.bin")
+    data = DATA[seed : seed + 17 * MIB]
+    proxy.break_at_random(seed=seed, rate=0.25)
+    try:
+        version = put(url, data)
+        buffer = bytearray(len(data))
+        store_for(url).read_into(url, buffer, offset=0, version=version)
+        assert buffer == data
+    except TransientStorageError:
+        pass
+    proxy.break_at_random(seed=seed, rate=0.0)
+    store = store_for(url)
+    store.clean(folder, names=("model.bin",))
+    assert list_uploads(folder) == []
+    if found := store.list(folder):
+        assert store.read(found[0].url, max_bytes=len(data)) == data
+
+
+def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
+    url = join_url(s3_process.folder(), "model.bin")
+    version = put(url, DATA)
+    proxy.reset_counts()
+    store_for(url).read_into(url, bytearray(len(DATA)), offset=0, version=version)
+    assert proxy.requests == {"GET": 2}
+    assert proxy.bytes_down == len(DATA)
+
+
+def test_expired_credentials_are_loaded_again_once(s3: S3Server, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    from raymerge.storage import s3_client
+
+    url = join_url(s3.folder(), "model.bin")
+    put(url, b"x")
+    error = ClientError({"Error": {"Code": "ExpiredToken"}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "GetObject")
+    used = s3_client.current_client()
+    clients = []
+
+    def operation(client: object) -> str:
+        clients.append(client)
+        if client is used:
+            raise error
+        return "fine"
+
+    def call() -> str:
+        return s3_client.call(operation, url=url, limiter=s3_client.read_limiter.get())
+
+    monkeypatch.setattr(s3_client._clients.get(), "_made_at", -1e9)
+    assert call() == "fine"
+    assert len(clients) == 2
+    used = s3_client.current_client()  # made a moment ago: loading again would find the same
+    with pytest.raises(AccessError, match="credentials have expired"):
+        call()
+
+
+def test_no_credentials_means_an_unsigned_request(s3: S3Server, monkeypatch):
+    url = join_url(s3.folder(), "model.bin")
+    put(url, b"x")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", os.devnull)
+    with pytest.raises(AccessError, match="check the credentials"):  # this bucket is not public
+        store_for(url).read(url, max_bytes=1)
