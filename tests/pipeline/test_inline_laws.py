@@ -1,52 +1,21 @@
-"""Whatever the schedule, the same bytes; whatever the shard size, the same tensors; nothing half-written, nothing lost."""
+"""Whatever the schedule, the same bytes; whatever the shard size, the same tensors; nothing half-written or lost."""
 
-import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import read_tensors, write_deepseek, write_llama
+from merges import folder_digest, kill_when, start_merge, two_tune_recipe
 
 import raymerge
 from raymerge.errors import ExecutionError, PlanError
 
 METHODS = ("ties", "dare_ties", "task_arithmetic")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and two fine-tunes whose changes lie on the bfloat16 grid, so that many magnitudes are equal."""
-    root = tmp_path_factory.mktemp("models")
-    shape: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "vocab": 2048, "intermediate": 512}
-    write_llama(root / "base", seed=0, shard_bytes=2_000_000, **shape)
-    for seed, name in ((1, "a"), (2, "b")):
-        write_llama(root / name, seed=seed, delta_of=root / "base", **shape)
-    return root
-
-
-def recipe(models: Path, method: str = "ties", *, weights: tuple[float, float] = (0.6, 0.4)) -> dict[str, Any]:
-    parameters = [{"weight": weight, "density": 0.4} for weight in weights]
-    if method == "task_arithmetic":
-        parameters = [{"weight": weight} for weight in weights]
-    return {
-        "merge_method": method,
-        "base_model": str(models / "base"),
-        "dtype": "bfloat16",
-        "models": [
-            {"model": str(models / name), "parameters": each} for name, each in zip("ab", parameters, strict=True)
-        ],
-    }
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def merge(config: Any, out: Path, **options: Any) -> raymerge.MergeResult:
@@ -57,16 +26,16 @@ def merge(config: Any, out: Path, **options: Any) -> raymerge.MergeResult:
 def test_threads_blocks_and_memory_do_not_change_a_byte(
     models: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = recipe(models, method)
+    config = two_tune_recipe(models, method)
     merge(config, tmp_path / "one", task_cpus=1)
     merge(config, tmp_path / "two", task_cpus=2)
     merge(config, tmp_path / "streamed", task_cpus=1, task_memory="39MiB")
     monkeypatch.setattr("raymerge.merging.shard.BLOCK_ELEMENTS", 8192)
     merge(config, tmp_path / "small blocks", task_cpus=2)
-    first = digest(tmp_path / "one")
+    first = folder_digest(tmp_path / "one")
     assert len([name for name in first if name.endswith(".safetensors")]) > 3
     for other in ("two", "streamed", "small blocks"):
-        assert digest(tmp_path / other) == first, other
+        assert folder_digest(tmp_path / other) == first, other
 
 
 def test_a_small_budget_really_streams(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,24 +44,24 @@ def test_a_small_budget_really_streams(models: Path, tmp_path: Path, monkeypatch
     seen = []
     original = shard._Run._stream
     monkeypatch.setattr(shard._Run, "_stream", lambda self, job: (seen.append(job.output.name), original(self, job))[1])
-    merge(recipe(models), tmp_path / "out", task_cpus=1, task_memory="39MiB")
+    merge(two_tune_recipe(models), tmp_path / "out", task_cpus=1, task_memory="39MiB")
     assert "model.embed_tokens.weight" in seen
 
 
 def test_hash_seed_does_not_change_a_byte(models: Path, tmp_path: Path) -> None:
-    config = json.dumps(recipe(models, "dare_ties"))
+    config = json.dumps(two_tune_recipe(models, "dare_ties"))
     code = f"import raymerge, sys; raymerge.merge({config!r}, sys.argv[1], executor='inline', out_shard_size='2MB')"
     found = []
     for seed in ("1", "2"):
         out = tmp_path / seed
         subprocess.run([sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
-        found.append(digest(out))
+        found.append(folder_digest(out))
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("size", ["300KB", "1MB", "1B"])
 def test_shard_size_does_not_change_a_tensor(models: Path, tmp_path: Path, size: str) -> None:
-    config = recipe(models, "dare_ties")
+    config = two_tune_recipe(models, "dare_ties")
     merge(config, tmp_path / "reference")
     merge(config, tmp_path / "other", out_shard_size=size)
     reference, other = read_tensors(tmp_path / "reference"), read_tensors(tmp_path / "other")
@@ -103,33 +72,21 @@ def test_shard_size_does_not_change_a_tensor(models: Path, tmp_path: Path, size:
 
 def test_seeds_change_random_methods_and_nothing_else(models: Path, tmp_path: Path) -> None:
     for method, differs in (("dare_ties", True), ("ties", False)):
-        merge(recipe(models, method), tmp_path / f"{method} 0", random_seed=0)
-        merge(recipe(models, method), tmp_path / f"{method} 1", random_seed=1)
-        zero, one = digest(tmp_path / f"{method} 0"), digest(tmp_path / f"{method} 1")
+        merge(two_tune_recipe(models, method), tmp_path / f"{method} 0", random_seed=0)
+        merge(two_tune_recipe(models, method), tmp_path / f"{method} 1", random_seed=1)
+        zero, one = folder_digest(tmp_path / f"{method} 0"), folder_digest(tmp_path / f"{method} 1")
         zero.pop("raymerge.json"), one.pop("raymerge.json")
         assert (zero != one) is differs
 
 
 def test_a_killed_process_group_is_continued(models: Path, tmp_path: Path) -> None:
     """Finished shards are not touched again, nothing stray stays, and all files equal an undisturbed run's."""
-    config = recipe(models, "dare_ties")
+    config = two_tune_recipe(models, "dare_ties")
     merge(config, tmp_path / "undisturbed", out_shard_size="200KB")
     out = tmp_path / "out"
-    slow = (
-        "import json, sys, time, raymerge\n"
-        "from raymerge.merging import shard\n"
-        "plain = shard.merge_tensor\n"
-        "shard.merge_tensor = lambda *a: (time.sleep(0.05), plain(*a))[1]\n"
-        "raymerge.merge(json.loads(sys.argv[1]), sys.argv[2], executor='inline', out_shard_size='200KB', task_cpus=1)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", slow, json.dumps(config), str(out)], start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("*.safetensors"))) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    options = {"executor": "inline", "out_shard_size": "200KB", "task_cpus": 1}
+    process = start_merge(config, out, seconds_per_tensor=0.05, **options)
+    kill_when(process, lambda: len(list(out.glob("*.safetensors"))) >= 3)
     finished = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.safetensors")}
     assert 3 <= len(finished) < len(list((tmp_path / "undisturbed").glob("*.safetensors")))
     assert json.loads((out / "raymerge.json").read_text())["state"] == "running"
@@ -138,41 +95,41 @@ def test_a_killed_process_group_is_continued(models: Path, tmp_path: Path) -> No
     for name, (inode, mtime) in finished.items():
         stat = (out / name).stat()
         assert (stat.st_ino, stat.st_mtime_ns) == (inode, mtime)
-    assert digest(out) == digest(tmp_path / "undisturbed")
+    assert folder_digest(out) == folder_digest(tmp_path / "undisturbed")
 
 
 def test_another_plan_is_refused_by_name_and_a_comment_resumes(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = json.dumps(recipe(models), indent=1) + "\n"
+    text = json.dumps(two_tune_recipe(models), indent=1) + "\n"
     merge(text, out)
-    before = digest(out)
+    before = folder_digest(out)
     with pytest.raises(PlanError, match=r"models\[0\]\.parameters\.weight 0\.6 -> 0\.5"):
-        merge(recipe(models, weights=(0.5, 0.4)), out)
+        merge(two_tune_recipe(models, weights=(0.5, 0.4)), out)
     with pytest.raises(PlanError, match="out_shard_size"):
         merge(text, out, out_shard_size="1MB")
-    assert digest(out) == before
+    assert folder_digest(out) == before
     again = merge("# only a comment\n" + text, out)
     assert again.kept_count == again.shard_count
-    shards = {name: value for name, value in digest(out).items() if name.endswith(".safetensors")}
+    shards = {name: value for name, value in folder_digest(out).items() if name.endswith(".safetensors")}
     assert shards.items() <= before.items()
 
 
 def test_a_changed_plan_after_an_unfinished_run_is_refused_too(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    merge(recipe(models), out)
+    merge(two_tune_recipe(models), out)
     manifest = json.loads((out / "raymerge.json").read_text())
     manifest["state"] = "running"
     (out / "raymerge.json").write_text(json.dumps(manifest))
     with pytest.raises(PlanError, match="holds another merge"):
-        merge(recipe(models, weights=(1, 1)), out)
+        merge(two_tune_recipe(models, weights=(1, 1)), out)
 
 
 def test_overwrite_replaces_and_leaves_nothing_of_the_old(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    merge(recipe(models), out, out_shard_size="300KB")
-    merge(recipe(models, weights=(1, 1)), out, out_shard_size="1B", overwrite=True)
-    merge(recipe(models, weights=(1, 1)), tmp_path / "fresh", out_shard_size="1B")
-    assert digest(out) == digest(tmp_path / "fresh")
+    merge(two_tune_recipe(models), out, out_shard_size="300KB")
+    merge(two_tune_recipe(models, weights=(1, 1)), out, out_shard_size="1B", overwrite=True)
+    merge(two_tune_recipe(models, weights=(1, 1)), tmp_path / "fresh", out_shard_size="1B")
+    assert folder_digest(out) == folder_digest(tmp_path / "fresh")
 
 
 def test_foreign_weights_are_refused(models: Path, tmp_path: Path) -> None:
@@ -180,13 +137,13 @@ def test_foreign_weights_are_refused(models: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "model.safetensors").write_bytes(b"something else")
     with pytest.raises(PlanError, match=r"model\.safetensors"):
-        merge(recipe(models), out)
+        merge(two_tune_recipe(models), out)
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 
 
 def test_the_output_is_no_input(models: Path) -> None:
     with pytest.raises(PlanError, match="one of the models"):
-        merge(recipe(models), models / "a", overwrite=True)
+        merge(two_tune_recipe(models), models / "a", overwrite=True)
 
 
 def test_nan_fails_by_name_and_leaves_finished_shards(tmp_path: Path) -> None:
@@ -238,7 +195,7 @@ def test_routed_experts_and_next_n_layers_are_all_accounted_for(tmp_path: Path) 
 
 
 def test_tensors_are_those_of_the_files_in_their_order(models: Path, tmp_path: Path) -> None:
-    config = recipe(models, "dare_ties")
+    config = two_tune_recipe(models, "dare_ties")
     merge(config, tmp_path / "out", random_seed=3)
     from safetensors.torch import load_file
 
