@@ -84,15 +84,18 @@ def project(jobs: tuple[TensorJob, ...], rules: MemoryRules) -> MemoryProjection
     merging = [job for job in jobs if job.method != "copy"]
     held = [job for job in merging if is_held(job, room)]
     streamed = max((streamed_bytes(job, room) for job in merging if not is_held(job, room)), default=0)
-    inputs = max((job.read_bytes for job in held), default=0)
-    output = max((job.output.nbytes for job in held), default=0)
-    everything = sum(held_bytes(job) for job in held)
-    prefetch = max(0, min(room, everything) - inputs - output)
+    in_flight = min(room, sum(held_bytes(job) for job in held))
+    if streamed >= in_flight:  # a streamed tensor has the memory to itself
+        inputs, output, prefetch = streamed, 0, 0
+    else:
+        inputs = max(job.read_bytes for job in held)
+        output = max(job.output.nbytes for job in held)
+        prefetch = max(0, in_flight - inputs - output)
     return MemoryProjection(
-        inputs_bytes=max(inputs, streamed),
-        prefetch_bytes=prefetch if inputs + output + prefetch >= streamed else 0,
+        inputs_bytes=inputs,
+        prefetch_bytes=prefetch,
         scratch_bytes=scratch,
-        output_bytes=output if inputs >= streamed else 0,
+        output_bytes=output,
         upload_bytes=rules.upload_bytes,
     )
 

@@ -59,7 +59,7 @@ def test_ray_writes_the_bytes_that_inline_writes(models: Path, tmp_path: Path, m
     inline = folder_digest(tmp_path / "inline")
     assert folder_digest(tmp_path / "two workers") == inline
     assert folder_digest(tmp_path / "one worker") == inline
-    assert sum(isinstance(event, TaskFinished) for event in events) == len(list((tmp_path / "inline").glob("*-of-*")))
+    assert sum(isinstance(event, TaskFinished) for event in events) == len(list((tmp_path / "inline").glob("model-*-of-*")))
     assert isinstance(events[-1], RunFinished)
 
 
@@ -125,8 +125,8 @@ def test_a_killed_driver_with_its_own_ray_is_continued(models: Path, tmp_path: P
     raymerge.merge(recipe, tmp_path / "undisturbed", executor="inline", out_shard_size="100KB")
     out = tmp_path / "out"
     process = start_merge(recipe, out, out_shard_size="100KB")
-    kill_when(process, lambda: len(list(out.glob("*-of-*"))) >= 2)
-    finished = {path.name: path.stat().st_ino for path in out.glob("*-of-*")}
+    kill_when(process, lambda: len(list(out.glob("model-*-of-*"))) >= 2)
+    finished = {path.name: path.stat().st_ino for path in out.glob("model-*-of-*")}
     result = raymerge.merge(recipe, out, out_shard_size="100KB")
     assert result.kept_count >= len(finished)
     assert all((out / name).stat().st_ino == inode for name, inode in finished.items())
