@@ -133,7 +133,7 @@ class S3Store(Store):
         return len(left)
 
     def unfinished(self, url: str) -> tuple[str, ...]:
-        return tuple(base_name(target) for target, _ in list_uploads(url))
+        return tuple(sorted(base_name(target) for target, _ in list_uploads(url)))
 
 
 def list_uploads(url: str) -> list[tuple[str, str]]:

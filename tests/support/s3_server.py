@@ -157,7 +157,7 @@ def start_s3(folder: Path, *, host: str = "127.0.0.1", launcher: tuple[str, ...]
             f"-filer.port={filer}",
             "-volume.max=2000",
             "-master.volumeSizeLimitMB=1024",
-            "-master.telemetry=false",
+            *_switched_off(weed),
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -171,6 +171,13 @@ def start_s3(folder: Path, *, host: str = "127.0.0.1", launcher: tuple[str, ...]
         server.stop()
         raise
     return server
+
+
+def _switched_off(weed: str) -> list[str]:
+    """Side services listen at fixed ports, so that a second server would fail; each version has others."""
+    wanted = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    known = subprocess.run([weed, "help", "server"], capture_output=True, text=True, check=False)
+    return [option for option in wanted if option.partition("=")[0] in known.stdout + known.stderr]
 
 
 def _wait_until_ready(server: S3Server, log: Path) -> None:
