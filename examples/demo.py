@@ -35,7 +35,8 @@ def main(folder: Path) -> int:
     for seed, name in enumerate(EXPERTS, start=1):
         change = random_weights(seed=seed, scale=0.002)
         write_checkpoint(folder / name, {key: base[key] + change[key] for key in base})
-    (folder / "config.yaml").write_text(RECIPE.format(folder=folder))
+    local = folder if folder.is_absolute() else f"./{folder}"  # "demo/base" alone could name a model on the hub
+    (folder / "config.yaml").write_text(RECIPE.format(folder=local))
     shutil.rmtree(folder / "merged", ignore_errors=True)  # an earlier demo's; a merge into it would find it complete
 
     for command in (
@@ -51,14 +52,15 @@ def main(folder: Path) -> int:
     print(f"\nmade {folder}/merged:")
     for path in sorted((folder / "merged").iterdir()):
         print(f"  {path.stat().st_size:>10,}  {path.name}")
-    print(f"""
-to look at it
-  cat {folder}/merged/README.md               the model card, with the recipe
-  .venv/bin/raymerge methods ties             what TIES does, and its parameters
-  .venv/bin/raymerge merge {folder}/config.yaml {folder}/merged --out-shard-size 8MB
-                                            again: finds every shard there and writes none
-with transformers (make test installs it)
-  AutoModelForCausalLM.from_pretrained("{folder}/merged")""")
+    again = f".venv/bin/raymerge merge {folder}/config.yaml {folder}/merged --out-shard-size 8MB"
+    print(
+        "\nto look at it",
+        f"  the model card, with the recipe    cat {folder}/merged/README.md",
+        "  what TIES does                     .venv/bin/raymerge methods ties",
+        f"  finds every shard, writes none     {again}",
+        f'  load it with transformers          AutoModelForCausalLM.from_pretrained("{folder}/merged")',
+        sep="\n",
+    )
     return 0
 
 
