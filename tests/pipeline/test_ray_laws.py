@@ -59,7 +59,9 @@ def test_ray_writes_the_bytes_that_inline_writes(models: Path, tmp_path: Path, m
     inline = folder_digest(tmp_path / "inline")
     assert folder_digest(tmp_path / "two workers") == inline
     assert folder_digest(tmp_path / "one worker") == inline
-    assert sum(isinstance(event, TaskFinished) for event in events) == len(list((tmp_path / "inline").glob("model-*-of-*")))
+    assert sum(isinstance(event, TaskFinished) for event in events) == len(
+        list((tmp_path / "inline").glob("model-*-of-*"))
+    )
     assert isinstance(events[-1], RunFinished)
 
 
