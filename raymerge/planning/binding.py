@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
@@ -12,6 +12,8 @@ from raymerge.planning.parameters import Level, ParameterTable, Problems, missin
 from raymerge.planning.sites import Group, Lane
 from raymerge.planning.stack import Anatomy, dissect
 from raymerge.recipe.nouns import ModelReference, Module, Recipe, Settings, Slice, Source
+
+_WHOLE_MODEL = "default"  # the name recipes give the only module of a model that has no parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ class Binder:
             )
 
     def _module(self, module: Module) -> BoundModule | None:
+        if module.prefix == _WHOLE_MODEL and not self._has_tensors_under(module.prefix):
+            module = replace(module, prefix="")
         if module.models:
             group = self._group(module, list(module.models), module.parameters, None, module.line)
             return BoundModule(groups=(group,), is_sliced=False) if group is not None else None
@@ -106,6 +110,9 @@ class Binder:
             problems=self.problems,
         )
         return Group(inputs=tuple(ready), base=base, table=table, prefix=module.prefix)
+
+    def _has_tensors_under(self, prefix: str) -> bool:
+        return any(name.startswith(f"{prefix}.") for each in self.opened.values() for name in each.tensors)
 
     def _check_required(self, merging: list[Source], shared: tuple[Settings, ...]) -> None:
         """Required parameters that no level mentions: known without any tensor, so also where a model is not there."""

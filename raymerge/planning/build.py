@@ -15,7 +15,7 @@ from raymerge.methods.declaration import Method
 from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
 from raymerge.planning.jobs import JobMaker, Rules
-from raymerge.planning.ledger import Ledger
+from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
 from raymerge.planning.nouns import Plan, ShardTask, TensorJob
 from raymerge.planning.parameters import Problems, check_names
@@ -66,6 +66,7 @@ def build_plan(
     placed = _place_jobs(modules, maker)
     complete = len(opened) == len(model_references(recipe)) and len(modules) == len(recipe.modules)
     if complete and not problems:
+        _drop_bystanders(opened.values(), modules, ledger)
         for problem in ledger.unaccounted(opened.values()):
             problems.add(problem)
         if not placed:
@@ -123,6 +124,15 @@ def _place_jobs(modules: Iterable[BoundModule], maker: JobMaker) -> list[Placed]
             if job is not None:
                 placed.append((site.unit, job))
     return placed
+
+
+def _drop_bystanders(opened: Iterable[Checkpoint], modules: Iterable[BoundModule], ledger: Ledger) -> None:
+    """A base that is no source of any slice gives its config and tokenizer, none of its tensors."""
+    taking_part = {lane.label for module in modules for group in module.groups for lane in group.lanes}
+    for checkpoint in opened:
+        if checkpoint.reference not in taking_part:
+            for name in checkpoint.tensors:
+                ledger.record(checkpoint.reference, name, DROPPED, "in no slice: the base gives config and tokenizer")
 
 
 def _sites(module: BoundModule, maker: JobMaker) -> Iterator[Site]:

@@ -51,14 +51,15 @@ def start_node(folder: Path, hidden: Path, env: dict[str, str], *arguments: str)
     """A node whose working directory is `folder` and which sees an empty disk where this process has `hidden`."""
     folder.mkdir()
     clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "RAY_AUTH_MODE": "disabled", **env}
-    command = f"mount -t tmpfs none {hidden} && cd {folder} && exec {RAY} start --block --disable-usage-stats {' '.join(arguments)}"
-    return subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", command],
-        env=clean,
-        start_new_session=True,
-        stdout=(folder / "node.log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+    ray = f"exec {RAY} start --block --disable-usage-stats {' '.join(arguments)}"
+    with (folder / "node.log").open("wb") as log:
+        return subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {hidden} && cd {folder} && {ray}"],
+            env=clean,
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,16 @@ def cluster(s3_process: S3Server, models: Path, tmp_path_factory: pytest.TempPat
         for node in nodes:
             os.killpg(node.pid, signal.SIGTERM)
         for node in nodes:
-            try:
-                node.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
+            end(node)
         shutil.rmtree(f"/tmp/rm-{port}", ignore_errors=True)
+
+
+def end(node: subprocess.Popen[bytes]) -> None:
+    try:
+        node.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
 
 
 def wait_for_port(port: int) -> None:
