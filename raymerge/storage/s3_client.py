@@ -92,6 +92,9 @@ def _new_client() -> Any:
 
     with _errors_of("S3", None):
         session = botocore.session.Session()
+        # Many workers that start at once on one node are throttled by its metadata service, which one try would take
+        # for a node without a role.
+        session.set_config_variable("metadata_service_num_attempts", 3)
         unsigned = session.get_credentials() is None  # public buckets need none
         options: dict[str, Any] = {"signature_version": UNSIGNED} if unsigned else {}
         style = session.get_scoped_config().get("s3", {}).get("addressing_style")

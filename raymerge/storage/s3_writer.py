@@ -115,12 +115,15 @@ class S3Writer(ObjectWriter):
             future.cancel()
         wait(self._parts)
         if self._upload:
-            from raymerge.storage.s3 import abort_upload
+            self._drop(self._upload)
 
-            try:
-                abort_upload(self._url, self._upload)
-            except StorageError as error:  # the failure that led here matters more; `clean` finds the upload
-                _log.warning("unfinished upload left behind: %s", error)
+    def _drop(self, upload: str) -> None:
+        from raymerge.storage.s3 import abort_upload
+
+        try:
+            abort_upload(self._url, upload)
+        except StorageError as error:  # what led here matters more; `clean` finds the upload
+            _log.warning("unfinished upload left behind: %s", error)
 
     def _claim(self, nbytes: int) -> None:
         self._position += nbytes
@@ -174,6 +177,10 @@ class S3Writer(ObjectWriter):
             if not wanted or type(error) is not StorageError:
                 raise
             answer = self._create_upload({})  # a server without such checksums
+        if answer.get("ChecksumAlgorithm") and answer.get("ChecksumType") != "FULL_OBJECT":
+            # A server that knows part-wise checksums alone would demand them of copied parts too.
+            self._drop(answer["UploadId"])
+            answer = self._create_upload({})
         self._checksums = answer.get("ChecksumType") == "FULL_OBJECT"
         self._upload = answer["UploadId"]
 

@@ -27,9 +27,9 @@ def split(nbytes: int, part_bytes: int) -> list[tuple[int, int]]:
     return [(nbytes * i // pieces, nbytes * (i + 1) // pieces) for i in range(pieces)]
 
 
-def read_parts(fetch: Fetch, view: memoryview, offset: int, *, part_bytes: int = PART_BYTES) -> None:
+def read_parts(fetch: Fetch, view: memoryview, offset: int, *, part_bytes: int | None = None) -> None:
     """Fill `view` with the bytes from `offset`. On failure nothing writes into `view` any more when this returns."""
-    pieces = split(len(view), part_bytes)
+    pieces = split(len(view), part_bytes or PART_BYTES)
     stop = threading.Event()
     if len(pieces) <= 1:
         if pieces:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import random
 import re
+import time
 
 import pytest
 from hub_server import TOKEN, HubServer
@@ -139,8 +140,6 @@ def test_faults_that_stay(hub: HubServer, impatient):
 def test_the_hub_says_how_long_to_wait(hub: HubServer, impatient):
     url = join_url(resolve_model("org/name", hub.add_model("org/name", FILES)).url, "model.safetensors")
     hub.fail("content", 429, headers={"Retry-After": "1"})
-    import time
-
     started = time.monotonic()
     assert read(url) == WEIGHTS
     assert time.monotonic() - started >= 1.0
@@ -250,3 +249,17 @@ def test_a_range_past_the_end(hub: HubServer):
     url = join_url(resolve_model("org/name", hub.add_model("org/name", FILES)).url, "model.safetensors")
     with pytest.raises(StorageError, match="ends at byte"):
         read(url, start=len(WEIGHTS) - 5, nbytes=6)
+
+
+def test_files_behind_plain_http(hub: HubServer):
+    hub.add_model("org/name", {**FILES, "weights.raw": WEIGHTS})
+    url = f"{hub.endpoint}/org/name/resolve/main/weights.raw"
+    info = store_for(url).info(url)
+    assert info.nbytes == len(WEIGHTS)
+    assert read(url, start=70_001, nbytes=100_000, version=info.version) == WEIGHTS[70_001:170_001]
+    hub.add_model("org/name", {**FILES, "weights.raw": WEIGHTS[::-1]})
+    _forget_all()
+    with pytest.raises(ChangedError):
+        read(url, version=info.version)
+    with pytest.raises(NotFoundError):
+        store_for(url).info(f"{hub.endpoint}/org/name/resolve/main/none")

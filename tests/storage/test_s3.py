@@ -14,17 +14,21 @@ from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
 from s3_server import S3Server, s3_env
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
-from raymerge.storage import CopyRange, join_url, store_for, traffic
+from raymerge.storage import CopyRange, join_url, s3_writer, store_for, traffic, transfer
 from raymerge.storage.s3 import list_uploads
 from raymerge.storage.s3_client import parse_s3_url
-from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, buffered_bytes, part_bytes
+from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, S3Writer, buffered_bytes, part_bytes
 
 MIB = 1 << 20
 DATA = random.Random(5).randbytes(21 * MIB + 11)  # two parts
+SMALL = DATA[: 6 * MIB + 11]  # several of the parts that faulty stores get
 
 
 @pytest.fixture
-def proxy(s3_process: S3Server, impatient: None) -> Iterator[FaultProxy]:
+def proxy(s3_process: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A server that can be broken, and parts so small that MB-sized objects have several."""
+    monkeypatch.setattr(s3_writer, "PART_BYTES", SMALLEST_PART_BYTES)
+    monkeypatch.setattr(transfer, "PART_BYTES", 2 * MIB)
     with start_proxy(s3_process.endpoint) as proxy, s3_env(s3_process, AWS_ENDPOINT_URL=proxy.endpoint):
         yield proxy
 
@@ -163,6 +167,29 @@ def test_an_abort_that_fails_is_said(s3: S3Server, proxy: FaultProxy, caplog):
     proxy.break_at_random(seed=1, rate=0.0)
 
 
+@pytest.mark.parametrize("answer", ["refused", "part-wise", "ignored"])
+def test_servers_without_checksums_of_whole_objects(s3: S3Server, monkeypatch, answer: str):
+    folder = s3.folder()
+    source, url = join_url(folder, "source.bin"), join_url(folder, "model.bin")
+    version = put(source, DATA)
+    create = S3Writer._create_upload
+
+    def like_an_older_server(self: S3Writer, options: dict[str, str]) -> dict[str, str]:
+        if options and answer == "refused":
+            raise StorageError("the store answered 501 NotImplemented")
+        found = create(self, {})
+        return {**found, "ChecksumAlgorithm": "CRC32"} if options and answer == "part-wise" else found
+
+    monkeypatch.setattr(S3Writer, "_create_upload", like_an_older_server)
+    with store_for(url).create(url, nbytes=len(DATA) * 2) as writer:
+        writer.write(DATA)
+        writer.copy(CopyRange(url=source, offset=0, nbytes=len(DATA), version=version))
+        writer.commit()
+        assert not writer._checksums
+    assert store_for(url).read(url, max_bytes=len(DATA) * 2) == DATA * 2
+    assert list_uploads(folder) == []
+
+
 def test_parts_fit_the_service():
     for nbytes in (1, 5 * MIB, 2 * 10**9, 160 * 10**9, 5 * 10**12):
         assert -(-nbytes // part_bytes(nbytes)) <= MOST_PARTS < 10_000
@@ -176,17 +203,17 @@ def test_each_fault_alone_changes_nothing(s3_process: S3Server, proxy: FaultProx
     folder = s3_process.folder()
     url, copy = join_url(folder, "model.bin"), join_url(folder, "copy.bin")
     proxy.inject(fault)
-    version = put(url, DATA)
+    version = put(url, SMALL)
     proxy.inject(fault)
-    buffer = bytearray(len(DATA) - 3)
+    buffer = bytearray(len(SMALL) - 3)
     store_for(url).read_into(url, buffer, offset=3, version=version)
-    assert buffer == DATA[3:]
+    assert buffer == SMALL[3:]
     proxy.inject(fault)
-    with store_for(copy).create(copy, nbytes=len(DATA)) as writer:
-        writer.write(DATA[:1000])
-        writer.copy(CopyRange(url=url, offset=1000, nbytes=len(DATA) - 1000, version=version))
-        assert writer.commit().crc32 == zlib.crc32(DATA)
-    assert store_for(copy).read(copy, max_bytes=len(DATA)) == DATA
+    with store_for(copy).create(copy, nbytes=len(SMALL)) as writer:
+        writer.write(SMALL[:1000])
+        writer.copy(CopyRange(url=url, offset=1000, nbytes=len(SMALL) - 1000, version=version))
+        assert writer.commit().crc32 == zlib.crc32(SMALL)
+    assert store_for(copy).read(copy, max_bytes=len(SMALL)) == SMALL
     assert proxy.broken[fault] >= 1
     if fault == "lost":  # whoever never learns an upload's id cannot abort it
         assert store_for(url).clean(folder, names=("model.bin", "copy.bin")) <= 2
@@ -196,10 +223,10 @@ def test_each_fault_alone_changes_nothing(s3_process: S3Server, proxy: FaultProx
 @pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", "error_in_200", "damaged", "lost"}))
 def test_a_fault_that_stays_is_an_error(s3_process: S3Server, proxy: FaultProxy, fault: Fault):
     url = join_url(s3_process.folder(), "model.bin")
-    version = put(url, DATA)
+    version = put(url, SMALL)
     proxy.break_at_random(seed=1, rate=1.0, faults=(fault,))
     with pytest.raises(TransientStorageError, match="failed 3 times"):
-        store_for(url).read_into(url, bytearray(17 * MIB), offset=1, version=version)
+        store_for(url).read_into(url, bytearray(5 * MIB), offset=1, version=version)
 
 
 @pytest.mark.parametrize("fault", ["damaged", "internal", "reset", "error_in_200", "lost"])
@@ -208,7 +235,7 @@ def test_a_write_that_cannot_succeed_leaves_no_object(s3_process: S3Server, prox
     url = join_url(folder, "model.bin")
     proxy.break_at_random(seed=1, rate=1.0, faults=(fault,))
     with pytest.raises(TransientStorageError):
-        put(url, DATA[: 17 * MIB])
+        put(url, SMALL)
     proxy.break_at_random(seed=1, rate=0.0)
     with pytest.raises(NotFoundError):
         store_for(url).info(url)
@@ -219,7 +246,7 @@ def test_random_faults_give_right_bytes_or_an_error(s3_process: S3Server, proxy:
     proxy.slow_seconds = 0.02
     folder = s3_process.folder()
     url = join_url(folder, "model.bin")
-    data = DATA[seed : seed + 17 * MIB]
+    data = DATA[seed : seed + 6 * MIB]
     proxy.break_at_random(seed=seed, rate=0.25)
     try:
         version = put(url, data)
@@ -238,11 +265,11 @@ def test_random_faults_give_right_bytes_or_an_error(s3_process: S3Server, proxy:
 
 def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
     url = join_url(s3_process.folder(), "model.bin")
-    version = put(url, DATA)
+    version = put(url, SMALL)
     proxy.reset_counts()
-    store_for(url).read_into(url, bytearray(len(DATA)), offset=0, version=version)
-    assert proxy.requests == {"GET": 2}
-    assert proxy.bytes_down == len(DATA)
+    store_for(url).read_into(url, bytearray(len(SMALL)), offset=0, version=version)
+    assert proxy.requests == {"GET": 4}
+    assert proxy.bytes_down == len(SMALL)
 
 
 def test_expired_credentials_are_loaded_again_once(s3: S3Server, monkeypatch):
