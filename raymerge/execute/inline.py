@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -27,6 +28,7 @@ from raymerge.execute.task import (
 
 # How long an interrupt waits for running functions to notice; they ask between tensors.
 INTERRUPT_SECONDS = 3.0
+_POLL_SECONDS = 0.5
 
 
 def run_inline(
@@ -91,7 +93,7 @@ class _Run(Generic[P, R]):
     def outcomes(self) -> Iterator[Outcome[R]]:
         remaining = self._task_count
         while remaining:
-            report = self._reports.get()
+            report = self._next_report()
             if isinstance(report, BaseException):
                 raise report
             if isinstance(report, Outcome):
@@ -105,6 +107,12 @@ class _Run(Generic[P, R]):
                 yield report
             else:
                 self._on_event(report)
+
+    def _next_report(self) -> Event | Outcome[R] | BaseException:
+        while True:
+            # Waiting in steps lets an interrupt in that reaches Python without a signal, as notebooks send it.
+            with contextlib.suppress(queue.Empty):
+                return self._reports.get(timeout=_POLL_SECONDS)
 
     def stop(self, patience_seconds: float | None) -> None:
         """Start nothing more and wait for what runs: `patience_seconds` altogether, None without bound."""

@@ -13,9 +13,10 @@ from typing import Any, Generic
 import ray
 from ray.exceptions import RayError, RaySystemError
 
-from raymerge.events import Event, TaskFinished, TaskRetried, TaskStarted
+from raymerge.events import Event, Message, TaskFinished, TaskRetried, TaskStarted
 from raymerge.execute.ray.capacity import Node, Request, largest_memory, living_nodes, no_room_error, slot_count
 from raymerge.execute.ray.faults import Fault, as_node_lost, classify, exhausted_error, final_error
+from raymerge.execute.ray.growth import nodes_are_coming
 from raymerge.execute.ray.options import RayOptions
 from raymerge.execute.ray.worker import attempt, pack
 from raymerge.execute.task import Outcome, P, R, Task, jittered_seconds
@@ -24,7 +25,8 @@ from raymerge.execute.task import Outcome, P, R, Task, jittered_seconds
 _SUBMIT_ALL = 200
 _POLL_SECONDS = 1.0
 _NODES_SECONDS = 5.0
-# A cancelled task gets KeyboardInterrupt and this long to clean up (abort an upload, remove a file); then it is killed.
+# A cancelled task gets KeyboardInterrupt between two calls of its main thread and this long to clean up (abort an
+# upload, remove a file); then it is killed.
 _CANCEL_SECONDS = 2.0
 
 
@@ -58,8 +60,9 @@ class _Attempt(Generic[P]):
 
     task: Task[P]
     memory_bytes: int
-    node_id: str = ""
+    suspects: frozenset[str] = frozenset()  # ids of the nodes that may be running it; one, once it has reported
     node: str = ""
+    is_started: bool = False
     retries: Counter[str] = field(default_factory=Counter)
 
 
@@ -117,15 +120,20 @@ class _Run(Generic[P, R]):
             return
         self._nodes = living_nodes()
         self._nodes_seen_at = now
-        waiting = [*self._ready, *(entry for entry in self._running.values() if not entry.node_id)]
+        waiting = [*self._ready, *(entry for entry in self._running.values() if not entry.is_started)]
         too_large = next((entry for entry in waiting if not self._has_room(entry)), None)
         if too_large is None:
             self._no_room_since = None
             return
         if self._no_room_since is None:
             self._no_room_since = now
-        if now - self._no_room_since >= self._options.unschedulable_seconds:
-            raise no_room_error(self._request(too_large), self._nodes)
+        if now - self._no_room_since < self._options.unschedulable_seconds:
+            return
+        problem = no_room_error(self._request(too_large), self._nodes)
+        if not nodes_are_coming():
+            raise problem
+        self._on_event(Message(text=f"{problem}; waiting for the nodes that are starting", level="warning"))
+        self._no_room_since = now
 
     def _has_room(self, entry: _Attempt[P]) -> bool:
         request = self._request(entry)
@@ -139,7 +147,9 @@ class _Run(Generic[P, R]):
     def _submit(self) -> None:
         while self._ready and len(self._running) < self._in_flight_limit():
             entry = self._ready.popleft()
-            entry.node_id = entry.node = ""
+            entry.suspects = frozenset(node.node_id for node in self._nodes)
+            entry.node = ""
+            entry.is_started = False
             stream = self._remote.options(
                 name=entry.task.name,
                 num_returns="streaming",
@@ -183,8 +193,10 @@ class _Run(Generic[P, R]):
         except RayError as error:
             self._fail(stream, error)
             return None
-        if not entry.node_id:
-            entry.node_id, entry.node = message
+        if not entry.is_started:
+            node_id, entry.node = message
+            entry.suspects = frozenset((node_id,))
+            entry.is_started = True
             self._on_event(TaskStarted(task=entry.task.name, node=entry.node))
             return None
         del self._running[stream]
@@ -208,7 +220,7 @@ class _Run(Generic[P, R]):
         fault = classify(error)
         if fault is None:
             raise final_error(entry.task.name, entry.node, error) from error
-        if fault.cause == "worker died" and entry.node_id:
+        if fault.cause == "worker died":
             self._rest(entry, self._options.settle_seconds, fault)
         else:
             self._retry(entry, fault)
@@ -223,8 +235,8 @@ class _Run(Generic[P, R]):
             if undecided is None:
                 self._ready.append(entry)
             else:
-                alive = any(node.node_id == entry.node_id for node in living_nodes())
-                self._retry(entry, undecided if alive else as_node_lost(undecided))
+                living = {node.node_id for node in living_nodes()}
+                self._retry(entry, undecided if entry.suspects <= living else as_node_lost(undecided))
 
     def _retry(self, entry: _Attempt[P], fault: Fault) -> None:
         """Spend one retry of the fault's budget, or give up."""

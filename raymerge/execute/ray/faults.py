@@ -44,6 +44,9 @@ _RETRIED: tuple[tuple[tuple[type[BaseException], ...], RetryCause, int | None], 
     ((exceptions.RaySystemError, exceptions.RpcError), "ray", RAY_RETRIES),
 )
 
+# Where Ray's own text says less than this.
+_DETAILS = {"worker died": "the worker process crashed or was killed"}
+
 
 def cause_of(error: BaseException) -> BaseException:
     """What the task raised, where Ray wrapped it."""
@@ -55,7 +58,7 @@ def classify(error: BaseException) -> Fault | None:
     cause = cause_of(error)
     for types, name, limit in _RETRIED:
         if isinstance(cause, types):
-            return Fault(cause=name, limit=limit, detail=_first_line(cause))
+            return Fault(cause=name, limit=limit, detail=_DETAILS.get(name) or _first_line(cause))
     return None
 
 
@@ -88,8 +91,9 @@ def exhausted_error(task_name: str, node: str, fault: Fault, *, memory_bytes: in
     message = f"given up after {fault.limit} retries{place} ({fault.cause}: {fault.detail})"
     remedy = ""
     if fault.wants_memory:
-        message += f"; the last attempt asked for {memory_bytes} bytes of memory, the largest node has {memory_limit}"
-        remedy = "use larger nodes or a lower task memory, and look at the node's kernel log"
+        asked, largest = (f"{nbytes / 2**30:.2f} GiB" for nbytes in (memory_bytes, memory_limit))
+        message += f"; the last attempt asked for {asked} of memory, the largest node has {largest}"
+        remedy = "use larger nodes or a lower --task-memory, or look for the crash in the node's logs"
     return ExecutionError(Problem(subject=task_name, message=message, remedy=remedy))
 
 
