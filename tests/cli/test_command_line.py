@@ -66,7 +66,7 @@ class Recorder:
 
 @pytest.fixture
 def merge(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", "")  # set first, so that what a command sets is taken back afterwards
     recorder = Recorder()
     monkeypatch.setattr(raymerge, "merge", recorder, raising=False)
     return recorder
