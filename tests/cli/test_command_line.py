@@ -200,8 +200,10 @@ def test_a_plan_error_prints_every_problem_and_exits_2(merge: Recorder) -> None:
     lines = result.stderr.splitlines()
     assert result.exit_code == 2
     assert lines[0] == "error: config.yaml cannot run: 3 problems, no weights read, nothing written"
-    assert lines[1].split() == ["line", "9", "merge_method", "found", "dare-ties.", "Did", "you", "mean", "dare_ties?"]
-    assert "-> accept its terms" in lines[3]
+    assert lines[1].split() == ["line", "4", "models[1]", "meta-llama/Llama-2-7b-hf", "is", "gated"]
+    assert "-> accept its terms" in lines[2]
+    assert lines[3].split() == ["line", "9", "merge_method", "found", "dare-ties.", "Did", "you", "mean", "dare_ties?"]
+    assert lines[4].split() == ["merge/", "holds", "another", "merge"]
     assert result.stdout == ""
 
 

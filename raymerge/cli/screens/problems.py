@@ -26,6 +26,8 @@ def headline(error: RaymergeError, name: str, *, started: bool) -> str:
 
 
 def problem_list(problems: Sequence[Problem]) -> RenderableType:
+    """Those with a line of the recipe first, from its top down."""
+    problems = sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0))
     places = any(problem.line is not None for problem in problems)
     short = [len(problem.subject) for problem in problems if len(problem.subject) <= _SUBJECT_WIDTH]
     blocks = [_block(problem, places=places, subject_width=max(short, default=0)) for problem in problems]
