@@ -23,7 +23,7 @@ from raymerge.storage.local_files import (
     open_file,
     translated,
 )
-from raymerge.storage.local_writer import COPY_BLOCK_BYTES, LocalWriter, owner_is_gone, parse_partial_name
+from raymerge.storage.local_writer import LocalWriter, buffered_bytes, owner_is_gone, parse_partial_name
 from raymerge.storage.urls import base_name
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LocalStore(Store):
         return (LocalStore, ())
 
     def buffered_bytes(self, nbytes: int) -> int:
-        return min(nbytes, COPY_BLOCK_BYTES)
+        return buffered_bytes(nbytes)
 
     def info(self, url: str) -> ObjectInfo:
         with open_file(url) as descriptor:

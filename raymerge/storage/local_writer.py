@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from raymerge.errors import Problem, StorageError, TransientStorageError
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter
 from raymerge.storage.crc32 import crc32, crc32_combine
+from raymerge.storage.direct_io import BUFFER_BYTES, BUFFER_COUNT, DirectAppender
 from raymerge.storage.linux import allocate, start_writeback
 from raymerge.storage.local_files import check_version, file_info, open_file, translated
 from raymerge.storage.traffic import count as count_traffic
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
 COPY_BLOCK_BYTES = 4 << 20  # read back for the checksum while it still lies in the cache
 WRITEBACK_BYTES = 16 << 20
 _RESERVE_FROM_BYTES = 1 << 20  # smaller files fit whenever anything fits
+_DIRECT_FROM_BYTES = 2 * BUFFER_BYTES
 _STALE_SECONDS = 24 * 3600
 _NO_RANGE_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
+
+
+def buffered_bytes(nbytes: int) -> int:
+    """The most memory a writer of a file of `nbytes` holds."""
+    return BUFFER_BYTES * BUFFER_COUNT if nbytes >= _DIRECT_FROM_BYTES else min(nbytes, COPY_BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +85,14 @@ class LocalWriter(ObjectWriter):
         self._flushed = 0
         self._crc32 = 0
         self._range_copy = True
+        self._direct: DirectAppender | None = None
         if nbytes >= _RESERVE_FROM_BYTES:
             try:
                 allocate(self._descriptor, nbytes)
             except OSError:
                 self.abort()
                 raise
+        self._direct = _direct_appender(self._descriptor, nbytes)
 
     def write(self, data: Buffer, *, crc32: int | None = None) -> None:
         with memoryview(data).cast("B") as view, self._translated():
@@ -108,6 +117,8 @@ class LocalWriter(ObjectWriter):
                 )
             )
         with self._translated():
+            if self._direct is not None:
+                self._direct.finish()
             os.fsync(self._descriptor)
             status = os.fstat(self._descriptor)
             self._rename()
@@ -119,6 +130,8 @@ class LocalWriter(ObjectWriter):
     def abort(self) -> None:
         if self._descriptor < 0:
             return
+        if self._direct is not None:
+            self._direct.close()
         try:
             with self._translated(), contextlib.suppress(FileNotFoundError):
                 os.unlink(self._partial)  # noqa: PTH108
@@ -154,9 +167,12 @@ class LocalWriter(ObjectWriter):
             )
 
     def _append(self, view: memoryview, *, checksum: int | None = None) -> None:
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done:], self._position + done)
+        if self._direct is not None:
+            self._direct.append(view)
+        else:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._descriptor, view[done:], self._position + done)
         if checksum is None:
             self._crc32 = crc32(view, self._crc32)
         else:
@@ -166,15 +182,17 @@ class LocalWriter(ObjectWriter):
 
     def _advance(self, nbytes: int) -> None:
         self._position += nbytes
-        if self._position - self._flushed >= WRITEBACK_BYTES:
+        if self._direct is None and self._position - self._flushed >= WRITEBACK_BYTES:
             start_writeback(self._descriptor, self._flushed, self._position - self._flushed)
             self._flushed = self._position
 
     def _copy_local(self, source: CopyRange, descriptor: int) -> None:
-        block = memoryview(bytearray(min(COPY_BLOCK_BYTES, source.nbytes)))
+        direct = self._direct
+        block = memoryview(bytearray(0 if direct is not None else min(COPY_BLOCK_BYTES, source.nbytes)))
         done = 0
         while done < source.nbytes:
-            view = block[: min(len(block), source.nbytes - done)]
+            room = direct.room()[:COPY_BLOCK_BYTES] if direct is not None else block
+            view = room[: min(len(room), source.nbytes - done)]
             with translated(source.url, "read"):
                 count = os.preadv(descriptor, [view], source.offset + done)
             if count == 0:
@@ -182,8 +200,18 @@ class LocalWriter(ObjectWriter):
                     Problem(subject=source.url, message=f"ends {source.nbytes - done:,} bytes before the range to copy")
                 )
             with self._translated():
-                self._place(view[:count], descriptor, source.offset + done)
+                if direct is not None:
+                    self._take_placed(view[:count], direct)
+                else:
+                    self._place(view[:count], descriptor, source.offset + done)
             done += count
+
+    def _take_placed(self, view: memoryview, direct: DirectAppender) -> None:
+        """Count bytes that were read straight into the room of the direct writes."""
+        self._crc32 = crc32(view, self._crc32)
+        direct.advance(len(view))
+        self._advance(len(view))
+        count_traffic(copied_bytes=len(view))
 
     def _place(self, view: memoryview, descriptor: int, offset: int) -> None:
         """Append bytes that were just read from `offset` of `descriptor`; the kernel may share blocks instead."""
@@ -219,6 +247,16 @@ class LocalWriter(ObjectWriter):
 
     def _translated(self) -> contextlib.AbstractContextManager[None]:
         return translated(self._url, "write", nbytes=self._nbytes)
+
+
+def _direct_appender(descriptor: int, nbytes: int) -> DirectAppender | None:
+    """Direct writes for large files, where the file system takes them (tmpfs and some network mounts do not)."""
+    if nbytes < _DIRECT_FROM_BYTES:
+        return None
+    try:
+        return DirectAppender(descriptor)
+    except OSError:
+        return None
 
 
 def _sync_folder(folder: str) -> None:
