@@ -114,14 +114,13 @@ def work_until_stopped(path: str) -> None:
     raise StoppedError
 
 
-def wait_on_node(path: str) -> str:
-    """Notes its node; waits for ever on the first one, answers on another."""
+def wait_on_first_node(path: str) -> str:
+    """Notes its node and process and waits for ever, the first time; answers with its node, the next."""
     import ray
 
     node_id = ray.get_runtime_context().get_node_id()
-    first = lines(path)
-    note(path, node_id)
-    if first in ([], [node_id]):
+    if runs(path) == 0:
+        note(path, f"{node_id}\n{os.getpid()}")
         time.sleep(600)
     return node_id
 

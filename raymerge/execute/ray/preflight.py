@@ -13,7 +13,7 @@ from raymerge.errors import ExecutionError, Problem
 from raymerge.execute.ray.address import Target, off_cluster_error
 
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 8.0
+_ANSWER_SECONDS = 5.0
 
 
 def check_cluster(target: Target) -> str:

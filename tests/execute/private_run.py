@@ -1,0 +1,42 @@
+"""A process with a private Ray, for tests that watch one from outside: `report` and leave, or `wait` in a task."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import task_functions as functions
+
+from raymerge.events import Event, TaskStarted
+from raymerge.execute.ray.options import RayOptions
+from raymerge.execute.ray.session import RaySession
+
+
+def main(what: str, path: str) -> None:
+    with RaySession(num_cpus=1) as session:
+        session.wait()
+        from raymerge.execute.ray.capacity import living_nodes
+        from raymerge.execute.ray.executor import run_on_ray
+
+        if what == "report":
+            import ray
+
+            outcomes = run_on_ray(functions.die_once, functions.tasks_of(path), on_event=lambda _: None, options=QUICK)
+            address = ray.get_runtime_context().gcs_address
+            report = {"nodes": len(living_nodes()), "address": address, "results": [each.result for each in outcomes]}
+            sys.stdout.write(json.dumps(report))
+        else:
+            list(run_on_ray(functions.ignore_interrupts, functions.tasks_of(path), on_event=announce))
+
+
+QUICK = RayOptions(retry_wait_seconds=0.05, settle_seconds=0.1)
+
+
+def announce(event: Event) -> None:
+    if isinstance(event, TaskStarted):
+        sys.stdout.write("started\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
