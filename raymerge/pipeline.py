@@ -58,10 +58,11 @@ def merge(
         planned, destination = _plan_for(config, target, chosen)
         if chosen.keep_inputs and keep_in_cache(planned.models):
             planned, destination = _plan_for(config, target, chosen)
-        runner.check(planned, target)
-        begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         known = known_receipts(planned, destination)
         work = shards_to_do(planned, destination, known)
+        if work:
+            runner.check(planned, target)
+        begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         watch(run_started(planned, destination, work))
         receipts = [*known, *runner.run(target, work)]
         finish(planned, target, receipts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymerge.errors import PlanError, Problem
-from raymerge.events import Event
+from raymerge.events import Event, Message
 from raymerge.execute.inline import run_inline
 from raymerge.execute.task import StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
@@ -107,6 +107,8 @@ class RayRunner(Runner):
         self._session = session
 
     def check(self, planned: Plan, out: str) -> None:
+        if self._session.is_private:
+            self._on_event(Message(text="waiting for a private Ray to start"))
         self._session.wait()
         if not self._session.is_private:
             problems = unshared_folders(local_folders(planned), out)

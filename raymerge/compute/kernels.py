@@ -85,22 +85,36 @@ def weighted_sum(addresses: Any, coefficients: Any, out: Any) -> None:
             else:
                 for j in range(m):
                     total[j] += c * np.float64(a[j])
-        for j in range(m):
-            out[start + j] = total[j]
+        _finish(total[:m], 1.0, out, False, start, out)
 
 
 @jit
-def magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
-    for j in range(out.size):
-        out[j] = abs(x[j] - base[j]) if has_base else abs(x[j])
+def _magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
+    if has_base:
+        for j in range(out.size):
+            out[j] = abs(x[j] - base[j])
+    else:
+        for j in range(out.size):
+            out[j] = abs(x[j])
 
 
 @jit
 def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: Any) -> None:
     """1 where |x - base| exceeds the threshold, or equals it at an index below `cut`. NaN counts as large."""
-    for j in range(out.size):
-        a = abs(x[j] - base[j]) if has_base else abs(x[j])
-        out[j] = np.uint8((not a <= threshold) | ((a == threshold) & (j < cut)))
+    values = np.empty(TILE, x.dtype)
+    for start in range(0, out.size, TILE):
+        end = min(start + TILE, out.size)
+        magnitude = values[: end - start]
+        _magnitudes(x[start:end], base[start:end], has_base, magnitude)
+        mask = out[start:end]
+        if end <= cut:
+            for j in range(mask.size):
+                mask[j] = not magnitude[j] < threshold
+        else:
+            for j in range(mask.size):
+                mask[j] = not magnitude[j] <= threshold
+            for j in range(max(0, cut - start)):
+                mask[j] = not magnitude[j] < threshold
 
 
 @jit
@@ -132,17 +146,19 @@ def _fill_terms(
     """Store coefficient * (x - base) where the mask is set, else 0, for one tile; mask address 0: set everywhere."""
     m = terms.size
     x = carray(pointer(address, out), (out.size,))[start : start + m]
-    if has_base:
-        b = base[start : start + m]
-        for j in range(m):
-            terms[j] = coefficient * (np.float64(x[j]) - np.float64(b[j]))
+    b = base[start : start + m]
+    if mask_address == 0:
+        if has_base:
+            for j in range(m):
+                terms[j] = coefficient * (np.float64(x[j]) - np.float64(b[j]))
+        else:
+            for j in range(m):
+                terms[j] = coefficient * np.float64(x[j])
     else:
-        for j in range(m):
-            terms[j] = coefficient * np.float64(x[j])
-    if mask_address != 0:
         mask = carray(pointer(mask_address, np.empty(0, np.uint8)), (out.size,))[start : start + m]
         for j in range(m):
-            terms[j] = terms[j] if mask[j] != 0 else 0.0
+            d = np.float64(x[j]) - np.float64(b[j]) if has_base else np.float64(x[j])
+            terms[j] = coefficient * d if mask[j] != 0 else 0.0
 
 
 @jit
@@ -163,13 +179,14 @@ def masked_sum(addresses: Any, masks: Any, coefficients: Any, base: Any, has_bas
 @jit
 def _finish(total: Any, factor: Any, base: Any, has_base: Any, start: Any, out: Any) -> None:
     m = total.size
+    result = out[start : start + m]
     if has_base:
         b = base[start : start + m]
         for j in range(m):
-            out[start + j] = np.float64(b[j]) + factor * total[j]
+            result[j] = np.float64(b[j]) + factor * total[j]
     else:
         for j in range(m):
-            out[start + j] = factor * total[j]
+            result[j] = factor * total[j]
 
 
 @jit
@@ -178,6 +195,7 @@ def elect(
     masks: Any,
     coefficients: Any,
     gains: Any,
+    has_gains: Any,
     weights: Any,
     base: Any,
     has_base: Any,
@@ -189,20 +207,19 @@ def elect(
 ) -> None:
     """The TIES election: out = base + factor * mean of the votes c_k m_k (x_k - base) whose sign their sum has.
 
-    All in float64, rounded once. A sum that is 0 but for rounding elects +, whatever the order of the inputs; a vote of
-    0 agrees with neither sign. The agreeing votes are added, each times its gain; with `divide` the sum is divided by
-    the sum of their weights, where that is larger than `tiny`.
+    All in float64, rounded once. A vote of 0 agrees with neither sign; where the votes' sum is what rounding leaves of
+    the winning ones, + wins, whatever the order of the inputs. The winning votes are added, each times its gain; with
+    `divide` the sum is divided by the sum of their weights, where that is larger than `tiny`.
     """
     count = addresses.size
-    terms = np.empty((count, TILE), np.float64)
-    votes = np.empty(TILE, np.float64)
-    share = np.empty(TILE, np.float64)  # first of the votes' magnitudes, then of the weights
+    terms = np.empty(count * TILE, np.float64)
+    scratch = np.empty((4, TILE), np.float64)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
-        votes[:m] = 0.0
-        share[:m] = 0.0
+        votes, side, total, share = scratch[0, :m], scratch[1, :m], scratch[2, :m], scratch[3, :m]
+        votes[:] = 0.0
         for k in range(count):
-            row = terms[k, :m]
+            row = terms[k * TILE : k * TILE + m]
             _fill_terms(row, addresses[k], masks[k], coefficients[k], base, has_base, start, out)
             if count_votes:
                 for j in range(m):
@@ -210,92 +227,172 @@ def elect(
             else:
                 for j in range(m):
                     votes[j] += row[j]
-                    share[j] += abs(row[j])
-        _agree(terms, gains, weights, votes, share, m, divide, tiny)
-        _finish(votes[:m], factor, base, has_base, start, out)
+        for j in range(m):
+            side[j] = -1.0 if votes[j] < 0.0 else 1.0
+        _add_winning(terms, weights, side, total, share)
+        if not count_votes and _elect_near_zeros(votes, side, total):
+            _add_winning(terms, weights, side, total, share)
+        if has_gains:
+            _add_gained(terms, gains, side, total)
+        b = base[start : start + m]
+        result = out[start : start + m]
+        for j in range(m):
+            divisor = share[j] if divide and abs(share[j]) > tiny else 1.0
+            total[j] = factor * (side[j] * total[j] / divisor)
+        if has_base:
+            for j in range(m):
+                result[j] = np.float64(b[j]) + total[j]
+        else:
+            for j in range(m):
+                result[j] = total[j]
 
 
 @jit
-def _agree(terms: Any, gains: Any, weights: Any, votes: Any, share: Any, m: Any, divide: Any, tiny: Any) -> None:
-    """Replace each vote by the sum, or the mean, of the terms of its sign."""
-    positive = np.empty(TILE, np.bool_)
-    for j in range(m):
-        positive[j] = not votes[j] < share[j] * -VOTE_ROUNDING
-        votes[j] = 0.0
-        share[j] = 0.0
-    for k in range(terms.shape[0]):
-        row = terms[k, :m]
-        gain, w = gains[k], weights[k]
+def _add_winning(terms: Any, weights: Any, side: Any, total: Any, share: Any) -> None:
+    """Sums over the terms on the elected side: of their magnitudes, NaN included, and of their weights."""
+    m = side.size
+    total[:] = 0.0
+    share[:] = 0.0
+    for k in range(weights.size):
+        row = terms[k * TILE : k * TILE + m]
+        w = weights[k]
         for j in range(m):
-            agrees = (row[j] > 0.0) if positive[j] else (row[j] < 0.0)
-            agrees |= np.isnan(row[j])
-            votes[j] += gain * row[j] if agrees else 0.0
-            share[j] += w if agrees else 0.0
-    if divide:
-        for j in range(m):
-            votes[j] /= share[j] if abs(share[j]) > tiny else 1.0
+            term = row[j] * side[j]
+            total[j] += 0.0 if term < 0.0 else term
+            share[j] += w if term > 0.0 else 0.0
 
 
 @jit
-def histogram_digit(
-    x: Any, base: Any, has_base: Any, bits: Any, values: Any, shift: Any, prefix: Any, out: Any
+def _add_gained(terms: Any, gains: Any, side: Any, total: Any) -> None:
+    m = side.size
+    total[:] = 0.0
+    for k in range(gains.size):
+        row = terms[k * TILE : k * TILE + m]
+        for j in range(m):
+            term = row[j] * side[j]
+            total[j] += 0.0 if term < 0.0 else gains[k] * term
+
+
+@jit
+def _elect_near_zeros(votes: Any, side: Any, total: Any) -> Any:
+    """Elect + where votes sum to less than rounding leaves of the winning ones; returns whether that changed any."""
+    changed = 0
+    for j in range(side.size):
+        changed += np.int64((votes[j] < 0.0) & (-votes[j] <= VOTE_ROUNDING * total[j]))
+    if changed > 0:
+        for j in range(side.size):
+            side[j] = 1.0 if -votes[j] <= VOTE_ROUNDING * total[j] else side[j]
+    return changed > 0
+
+
+@jit
+def histogram_high(
+    x: Any, base: Any, has_base: Any, bits: Any, values: Any, step: Any, take: Any, shift: Any, out: Any
 ) -> None:
-    """Count the 16-bit digit at `shift` of the magnitude bits of x - base, where the digits above it equal `prefix`.
+    """Count |x - base|'s bits >> shift, for the first `take` of every `step` elements (at most TILE of them).
 
     `values` is scratch of TILE elements and `bits` the same memory as unsigned integers.
     """
-    n = x.size
-    for start in range(0, n, TILE):
-        m = min(TILE, n - start)
-        if has_base:
-            for j in range(m):
-                values[j] = abs(x[start + j] - base[start + j])
-        else:
-            for j in range(m):
-                values[j] = abs(x[start + j])
-        for j in range(m):
-            magnitude = np.int64(bits[j])
-            if (magnitude >> shift) >> 16 == prefix:
-                out[(magnitude >> shift) & 0xFFFF] += 1
+    by = bits.dtype.type(shift)
+    for start in range(0, x.size, step):
+        end = min(start + take, x.size)
+        _magnitudes(x[start:end], base[start:end], has_base, values[: end - start])
+        for j in range(end - start):
+            out[bits[j] >> by] += 1
 
 
 @jit
-def histogram_high(x: Any, base: Any, has_base: Any, bits: Any, values: Any, shift: Any, out: Any) -> None:
-    """As histogram_digit for the highest digit, where nothing lies above."""
-    n = x.size
-    for start in range(0, n, TILE):
-        m = min(TILE, n - start)
-        if has_base:
-            for j in range(m):
-                values[j] = abs(x[start + j] - base[start + j])
-        else:
-            for j in range(m):
-                values[j] = abs(x[start + j])
+def histogram_window(
+    x: Any, base: Any, has_base: Any, bits: Any, values: Any, low: Any, shift: Any, out: Any
+) -> None:
+    """Count (|x - base|'s bits - low) >> shift in the table, and what lies above it in the table's last entry.
+
+    Few elements should fall into the table: they are gathered first, without a branch to predict.
+    """
+    bins = out.size - 1
+    found = np.empty(TILE, bits.dtype)
+    first = bits.dtype.type(low)
+    by = bits.dtype.type(shift)
+    last = bits.dtype.type(low + ((bins << shift) - 1))
+    width = bits.dtype.type(bins)
+    above = np.int64(0)
+    for start in range(0, x.size, TILE):
+        end = min(start + TILE, x.size)
+        m = end - start
+        _magnitudes(x[start:end], base[start:end], has_base, values[:m])
+        over = np.int32(0)
         for j in range(m):
-            out[bits[j] >> shift] += 1
+            over += np.int32(bits[j] > last)
+            bits[j] = (bits[j] - first) >> by
+        above += over
+        kept = np.uint32(0)  # unsigned: a signed index would be checked for being negative
+        for j in range(m):
+            found[kept] = bits[j]
+            kept += np.uint32(bits[j] < width)
+        for j in range(kept):
+            out[found[j]] += 1
+    out[bins] += above
 
 
 @jit
-def chunk_dots(a: Any, b: Any, base: Any, has_base: Any, chunk: Any, out: Any) -> None:
-    """Store out[i] = sum of (a - base) * (b - base) over the i-th chunk, in float64: 64 lanes, then those pairwise."""
+def chunk_gram(addresses: Any, base: Any, has_base: Any, chunk: Any, like: Any, out: Any) -> None:
+    """Store in out[i] the dot products of all x_k - base over the i-th chunk: 64 lanes, then those pairwise."""
+    count = addresses.size
+    n = like.size
+    deltas = np.empty((count, TILE), np.float64)
+    lanes = np.empty((count, count, LANES), np.float64)
+    for i in range(out.shape[0]):
+        lanes[:] = 0.0
+        last = min(n, (i + 1) * chunk)
+        for start in range(i * chunk, last, TILE):
+            m = min(TILE, last - start)
+            for k in range(count):
+                _fill_terms(deltas[k, :m], addresses[k], 0, 1.0, base, has_base, start, like)
+            for k in range(count):
+                for other in range(k + 1):
+                    _add_products(lanes[k, other], deltas[k, :m], deltas[other, :m])
+        for k in range(count):
+            for other in range(k + 1):
+                out[i, k, other] = out[i, other, k] = _add_lanes(lanes[k, other])
+
+
+@jit
+def chunk_sums(address: Any, mask: Any, base: Any, has_base: Any, squared: Any, chunk: Any, like: Any, out: Any) -> None:
+    """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
+    n = like.size
+    terms = np.empty(TILE, np.float64)
+    others = np.ones(TILE, np.float64)
     lanes = np.empty(LANES, np.float64)
-    n = a.size
     for i in range(out.size):
         lanes[:] = 0.0
-        first = i * chunk
-        last = min(n, first + chunk)
-        whole = first + (last - first) // LANES * LANES
-        for start in range(first, whole, LANES):
-            for j in range(LANES):
-                if has_base:
-                    c = np.float64(base[start + j])
-                    lanes[j] += (np.float64(a[start + j]) - c) * (np.float64(b[start + j]) - c)
-                else:
-                    lanes[j] += np.float64(a[start + j]) * np.float64(b[start + j])
-        for j in range(last - whole):
-            e: Any = np.float64(base[whole + j]) if has_base else 0.0
-            lanes[j] += (np.float64(a[whole + j]) - e) * (np.float64(b[whole + j]) - e)
+        last = min(n, (i + 1) * chunk)
+        for start in range(i * chunk, last, TILE):
+            m = min(TILE, last - start)
+            _fill_terms(terms[:m], address, mask, 1.0, base, has_base, start, like)
+            for j in range(m):
+                terms[j] = abs(terms[j])
+            if squared:
+                for j in range(m):
+                    others[j] = terms[j]
+            _add_products(lanes, terms[:m], others[:m])
         out[i] = _add_lanes(lanes)
+
+
+@jit
+def _add_products(lanes: Any, a: Any, b: Any) -> None:
+    """Add a[j] * b[j] to lane j % 64, in order; several steps at once, so that a lane is loaded and stored once."""
+    n = a.size
+    four = n // (4 * LANES) * (4 * LANES)
+    for s in range(0, four, 4 * LANES):
+        for j in range(LANES):
+            total = lanes[j] + a[s + j] * b[s + j]
+            total += a[s + LANES + j] * b[s + LANES + j]
+            total += a[s + 2 * LANES + j] * b[s + 2 * LANES + j]
+            total += a[s + 3 * LANES + j] * b[s + 3 * LANES + j]
+            lanes[j] = total
+    for s in range(four, n, LANES):
+        for j in range(min(LANES, n - s)):
+            lanes[j] += a[s + j] * b[s + j]
 
 
 @jit
@@ -305,28 +402,7 @@ def _add_lanes(lanes: Any) -> Any:
         for j in range(half):
             lanes[j] += lanes[j + half]
         half //= 2
-    return float(lanes[0])
-
-
-@jit
-def chunk_sums(x: Any, base: Any, has_base: Any, mask: Any, has_mask: Any, squared: Any, chunk: Any, out: Any) -> None:
-    """Store out[i] = sum of abs(x - base), or its square, over the i-th chunk, where the mask is set, in float64."""
-    lanes = np.empty(LANES, np.float64)
-    n = x.size
-    for i in range(out.size):
-        lanes[:] = 0.0
-        first = i * chunk
-        last = min(n, first + chunk)
-        for start in range(first, last, LANES):
-            for j in range(min(LANES, last - start)):
-                e = start + j
-                d: Any = np.float64(x[e])
-                if has_base:
-                    d -= np.float64(base[e])
-                if has_mask and mask[e] == 0:
-                    d = 0.0
-                lanes[j] += d * d if squared else abs(d)
-        out[i] = _add_lanes(lanes)
+    return lanes[0]
 
 
 @jit

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import threading
 from typing import Any
 
 import numpy as np
 
 Bytes = Any  # a 1-D uint8 numpy array
+
+
+# Smaller buffers come from the allocator; a mapping of its own costs a system call and whole pages.
+_MAP_FROM_BYTES = 1 << 20
+
+
+def _map_buffer(nbytes: int) -> Bytes:
+    """Fresh memory that goes back to the system when it is dropped.
+
+    The C library would keep freed buffers of up to 32 MiB for itself, and a task's memory would creep above its budget.
+    """
+    if nbytes < _MAP_FROM_BYTES:
+        return np.empty(nbytes, dtype=np.uint8)
+    mapping = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a hint: fewer page faults
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, dtype=np.uint8)
 
 
 class Account:
@@ -41,7 +61,7 @@ class Account:
             for position, buffer in enumerate(self._idle):
                 if buffer.nbytes == nbytes:
                     return self._idle.pop(position)
-        return np.empty(nbytes, dtype=np.uint8)
+        return _map_buffer(nbytes)
 
     def give(self, buffer: Bytes) -> None:
         """Hand a buffer back for another use, and release its bytes."""

@@ -21,8 +21,8 @@ def _check(shared: Values, each: Sequence[Values]) -> str | None:
     "multislerp",
     summary="average any number of models, or their changes to a base, on the sphere",
     formula=(
-        "cos(eps) m * sum w_i norm_i (+ b), m the weighted mean of u_i = x_i/(norm_i + eps) (of x_i - b with a base), a "
-        "unit vector; the weighted mean of the u_i in the tangent space at m, to which one would then move, is 0 "
+        "cos(eps) m * sum w_i norm_i (+ b), m the weighted mean of u_i = x_i/(norm_i + eps) (of x_i - b with a base), "
+        "itself a unit vector; the weighted mean of the u_i in the tangent space at m, to which one would then move, is 0 "
         "by construction; sum w_i x_i (+ b) for two models that cancel"
     ),
     source="spherical weighted averages (ACM Transactions on Graphics 2001, doi 10.1145/502122.502124), one step",

@@ -66,6 +66,6 @@ def test_a_failed_write_is_raised_and_leaves_nothing(tmp_path: Path, monkeypatch
             writer.write(bytes(1_000_000))
             writer.commit()
 
-    with pytest.raises(StorageError, match="room"):
+    with pytest.raises(StorageError, match="No space left"):
         write()
     assert list(tmp_path.iterdir()) == []
