@@ -20,6 +20,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit (safetensors README, "Format")
 _ALIGNMENT_BYTES = 8  # data starts on a multiple of this, as the safetensors library writes it
 _METADATA = "__metadata__"
+_LFS_POINTER = b"version "  # read as a header length, 2.3e18
 _LARGEST = 2**64 - 1  # sizes are unsigned 64-bit integers in the reference implementation
 _DTYPES = {dtype.value: dtype for dtype in DType}
 _MAYBE_NEGATIVE_ZERO = re.compile(rb"[\[,:\s]-0")
@@ -31,6 +32,8 @@ def header_nbytes(prefix: bytes, file_nbytes: int, file_name: str) -> int:
     """Bytes before the tensor data, the length prefix included, from the first 8 bytes of a file of `file_nbytes`."""
     if file_nbytes < LENGTH_BYTES or len(prefix) < LENGTH_BYTES:
         _refuse(file_name, f"has {file_nbytes} bytes, too few for a safetensors header", _DAMAGED)
+    if prefix.startswith(_LFS_POINTER):
+        _refuse(file_name, "is a pointer of git lfs, not the weights", "run `git lfs pull` in its folder")
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         _refuse(
