@@ -6,6 +6,7 @@ model; whatever dies in between is continued by running the same plan again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from raymerge.output.manifest import (
 )
 from raymerge.planning.header import shard_header, shard_nbytes
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
-from raymerge.storage import ObjectInfo, base_name, join_url, store_for
+from raymerge.storage import ObjectInfo, base_name, is_local, join_url, store_for
 
 INDEX_NAME = "model.safetensors.index.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json", ".bin.index.json")
@@ -50,7 +51,7 @@ class Destination:
 def probe_destination(out: str, inputs: Iterable[str]) -> tuple[Problem, ...]:
     """What is wrong with a folder as a destination, whatever goes there: it is an input, or cannot be written."""
     for url in inputs:
-        if url.rstrip("/") == out.rstrip("/"):
+        if _place(url) == _place(out):
             message = "is one of the models that are merged"
             return (Problem(subject=out, message=message, remedy="choose another folder for the output"),)
     try:
@@ -58,6 +59,11 @@ def probe_destination(out: str, inputs: Iterable[str]) -> tuple[Problem, ...]:
     except RaymergeError as error:
         return error.problems
     return ()
+
+
+def _place(url: str) -> str:
+    """The one spelling of a folder, links followed."""
+    return os.path.realpath(url) if is_local(url) else url.rstrip("/")  # unlike Path.resolve it takes links in a loop
 
 
 def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination:
