@@ -128,6 +128,8 @@ def _list_files(folder: str, entries: list[os.DirEntry[str]]) -> Iterator[Object
             status = entry.stat()  # follows links: the hub's cache is made of them
         except FileNotFoundError:  # removed meanwhile, or a link to nothing
             continue
+        except OSError as error:
+            raise local_error(error, os.path.join(folder, entry.name), "read") from error  # noqa: PTH118
         if stat.S_ISREG(status.st_mode):
             yield file_info(os.path.join(folder, entry.name), status)  # noqa: PTH118
 

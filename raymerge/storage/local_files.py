@@ -22,6 +22,7 @@ from raymerge.storage.traffic import count as count_traffic
 
 _ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MAKING = {"create", "write to"}  # what these miss is a place, not the file: /proc takes no new ones
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK}
 
 
@@ -29,7 +30,7 @@ def local_error(error: OSError, url: str, action: str, *, nbytes: int | None = N
     """The error a user should see for an OSError, with what was needed and what is free where room is the trouble."""
     number = error.errno or 0
     reason = error.strerror or type(error).__name__
-    if number == errno.ENOENT:
+    if number == errno.ENOENT and action not in _MAKING:
         return NotFoundError(Problem(subject=url, message="does not exist"))
     if number in _ACCESS:
         return AccessError(Problem(subject=url, message=f"cannot {action} it: {reason}"))
