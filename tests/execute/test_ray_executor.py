@@ -97,6 +97,7 @@ def test_a_worker_that_always_dies_is_given_up_after_three_retries_with_doubled_
     assert [int(line) for line in functions.lines(path)] == [16 * 2**20 * factor for factor in (1, 2, 4, 8)]
 
 
+@pytest.mark.slow
 def test_doubling_stops_at_the_largest_node(tmp_path: Path) -> None:
     path = str(tmp_path / "runs")
     total = int(ray.cluster_resources()["memory"])
