@@ -10,13 +10,14 @@ from raymerge.compute import kernels, row_kernels  # first: it settles numba's c
 import numpy as np
 from numpy.typing import NDArray
 
-from raymerge.compute.operations import WEIGHT_ROUNDING, Array, Buffer, Mask, Operations
+from raymerge.compute.operations import SAMPLE_STEP, SAMPLE_TAKE, WEIGHT_ROUNDING, Array, Buffer, Mask, Operations
 from raymerge.compute.random_bits import rank_limits
 from raymerge.compute.sums import CHUNK_ELEMENTS
 from raymerge.dtypes import DType
 
-_STORED: dict[DType, Any] = {DType.F16: np.float16, DType.BF16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
-_NO_MASK = np.empty(0, np.uint8)
+_STORED: dict[DType, Any] = {DType.F16: np.uint16, DType.BF16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
+_16_BIT = (DType.F16, DType.BF16)
+_BITS: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
 class CpuOperations(Operations):
@@ -29,10 +30,13 @@ class CpuOperations(Operations):
         stored = np.frombuffer(raw, _STORED[dtype])
         if out is None:
             out = np.empty(stored.size, np.float64 if wide else np.float32)
-        if dtype is DType.BF16 and out.dtype == np.float32:
-            kernels.decode_bf16(stored, out.view(np.uint32))
+        if dtype in _16_BIT and out.dtype == np.float32:
+            if dtype is DType.BF16:
+                kernels.decode_bf16(stored, out.view(np.uint32))
+            else:
+                kernels.decode_f16(stored, out, out.view(np.uint32))
             return out
-        if dtype is DType.BF16:
+        if dtype in _16_BIT:
             stored = self.decode(raw, dtype, self._reuse("decode", np.float32, stored.size))
         with np.errstate(all="ignore"):  # of a signalling NaN
             np.copyto(out, stored, casting="same_kind")
@@ -42,10 +46,11 @@ class CpuOperations(Operations):
         stored = np.frombuffer(out, _STORED[dtype])
         if dtype is DType.BF16:
             return int(kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
+        if dtype is DType.F16:
+            small = self._reuse("small", np.float32, array.size)
+            return int(kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32)))
         with np.errstate(all="ignore"):
             np.copyto(stored, array, casting="same_kind")
-        if dtype is DType.F16:
-            return int(np.count_nonzero((stored.view(np.uint16) & 0x7C00) == 0x7C00))
         return int(kernels.count_nonfinite(stored))
 
     def _narrow(self, array: NDArray[Any]) -> NDArray[np.float32]:
@@ -97,7 +102,8 @@ class CpuOperations(Operations):
             _addresses(x),
             _addresses(masks),
             np.array(coefficients, np.float64),
-            np.array(gains or [1.0] * len(x), np.float64),
+            np.array(gains or (), np.float64),
+            gains is not None,
             np.array(weights, np.float64),
             *_base(base, x[0]),
             float(factor),
@@ -108,16 +114,24 @@ class CpuOperations(Operations):
         )
         return out
 
-    def histogram(self, x: Array, base: Array | None, digit: int, prefix: int) -> NDArray[np.int64]:
-        values = self._reuse("histogram", x.dtype, kernels.TILE)
-        bits = values.view(np.uint32 if x.dtype == np.float32 else np.uint64)
-        counts = np.zeros(1 << 16, np.int32)
-        shift = x.dtype.itemsize * 8 - 16 * (digit + 1)
-        if digit == 0:
-            kernels.histogram_high(x, *_base(base, x), bits, values, shift, counts)
+    def empty_counts(self, bins: int, most: int) -> Array:
+        return np.zeros(bins + 1, np.int32 if most < 1 << 31 else np.int64)  # the half of it stays in the cache
+
+    def read_counts(self, counts: Array) -> NDArray[np.int64]:
+        return counts.astype(np.int64)  # type: ignore[no-any-return]
+
+    def count_magnitudes(
+        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
+    ) -> None:
+        values = self._reuse("magnitudes", x.dtype, kernels.TILE)
+        bits = values.view(_BITS[x.dtype])
+        if low == 0 and (len(counts) - 1) << shift >= 1 << (8 * x.dtype.itemsize - 1):
+            take = SAMPLE_TAKE if sample else kernels.TILE
+            step = SAMPLE_STEP if sample else kernels.TILE
+            kernels.histogram_high(x, *_base(base, x), bits, values, step, take, shift, counts)
         else:
-            kernels.histogram_digit(x, *_base(base, x), bits, values, shift, prefix, counts)
-        return counts.astype(np.int64)
+            assert not sample
+            kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts)
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         out = np.empty(x.size, np.uint8)
@@ -143,21 +157,16 @@ class CpuOperations(Operations):
         return out
 
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
-        count = len(x)
-        out = np.empty((-(-x[0].size // chunk), count, count))
-        sums = np.empty(len(out))
-        for i in range(count):
-            for j in range(i + 1):
-                kernels.chunk_dots(x[i], x[j], *_base(base, x[0]), chunk, sums)
-                out[:, i, j] = out[:, j, i] = sums
+        out = np.empty((-(-x[0].size // chunk), len(x), len(x)))
+        kernels.chunk_gram(_addresses(x), *_base(base, x[0]), chunk, x[0], out)
         return out
 
     def chunk_sums(
         self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
     ) -> NDArray[np.float64]:
         out = np.empty(-(-x.size // chunk))
-        kept = _NO_MASK if mask is None else mask
-        kernels.chunk_sums(x, *_base(base, x), kept, mask is not None, squared, chunk, out)
+        address, mask_address = _addresses((x, mask))
+        kernels.chunk_sums(address, mask_address, *_base(base, x), squared, chunk, x, out)
         return out
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
@@ -169,7 +178,7 @@ class CpuOperations(Operations):
     def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
         out = np.empty(x.size, np.uint8)
         values = self._reuse("rank", x.dtype, limits.size)
-        bits = values.view(np.uint32 if x.dtype == np.float32 else np.uint64)
+        bits = values.view(_BITS[x.dtype])
         row_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
         return out
 

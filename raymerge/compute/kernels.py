@@ -42,6 +42,45 @@ def encode_bf16(bits: Any, out: Any) -> Any:
 
 
 @jit
+def decode_f16(raw: Any, out: Any, out_bits: Any) -> None:
+    """float16 bits to float32; `out` and `out_bits` are the same memory, so each loop touches one of them."""
+    for j in range(out.size):
+        out_bits[j] = (np.uint32(raw[j]) & np.uint32(0x7FFF)) << np.uint32(13)
+    scale = np.float32(2.0**112)  # the exponents' biases differ by 112: exact, and right for subnormals too
+    for j in range(out.size):
+        out[j] *= scale
+    for j in range(out.size):
+        h = np.uint32(raw[j])
+        special = np.uint32(0x7F800000) if (h & np.uint32(0x7C00)) == np.uint32(0x7C00) else np.uint32(0)
+        out_bits[j] |= ((h & np.uint32(0x8000)) << np.uint32(16)) | special
+
+
+@jit
+def encode_f16(bits: Any, out: Any, small: Any, small_bits: Any) -> Any:
+    """float32 bits to float16 bits, to nearest even; NaN becomes 0x7e00. `small` and `small_bits` share memory.
+
+    Below 2^-14 adding 0.5 lets the float32 addition round to float16's subnormal grid, 2^-24.
+    """
+    bad: Any = 0
+    for j in range(out.size):
+        magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+        small_bits[j] = min(magnitude, np.uint32(0x38800000))
+    for j in range(out.size):
+        small[j] += np.float32(0.5)
+    for j in range(out.size):
+        b = bits[j]
+        magnitude = b & np.uint32(0x7FFFFFFF)
+        odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+        normal = (magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+        code = small_bits[j] - np.uint32(0x3F000000) if magnitude < np.uint32(0x38800000) else normal
+        code = np.uint32(0x7C00) if magnitude >= np.uint32(0x477FF000) else code  # 65520 and above round to infinity
+        code = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else code
+        bad += np.int32(code >= np.uint32(0x7C00))
+        out[j] = np.uint16(code | ((b >> np.uint32(16)) & np.uint32(0x8000)))
+    return bad
+
+
+@jit
 def narrow_to_odd(values: Any, out: Any, out_bits: Any) -> None:
     """float64 to float32, inexact results to the odd neighbour: rounding those again, to 16 bits, rounds once."""
     for j in range(values.size):
@@ -221,12 +260,7 @@ def elect(
         for k in range(count):
             row = terms[k * TILE : k * TILE + m]
             _fill_terms(row, addresses[k], masks[k], coefficients[k], base, has_base, start, out)
-            if count_votes:
-                for j in range(m):
-                    votes[j] += np.float64(row[j] > 0.0) - np.float64(row[j] < 0.0)
-            else:
-                for j in range(m):
-                    votes[j] += row[j]
+            _add_votes(row, count_votes, votes)
         for j in range(m):
             side[j] = -1.0 if votes[j] < 0.0 else 1.0
         _add_winning(terms, weights, side, total, share)
@@ -234,17 +268,20 @@ def elect(
             _add_winning(terms, weights, side, total, share)
         if has_gains:
             _add_gained(terms, gains, side, total)
-        b = base[start : start + m]
-        result = out[start : start + m]
         for j in range(m):
             divisor = share[j] if divide and abs(share[j]) > tiny else 1.0
-            total[j] = factor * (side[j] * total[j] / divisor)
-        if has_base:
-            for j in range(m):
-                result[j] = np.float64(b[j]) + total[j]
-        else:
-            for j in range(m):
-                result[j] = total[j]
+            total[j] = side[j] * total[j] / divisor
+        _finish(total, factor, base, has_base, start, out)
+
+
+@jit
+def _add_votes(terms: Any, count_votes: Any, votes: Any) -> None:
+    if count_votes:
+        for j in range(votes.size):
+            votes[j] += np.float64(terms[j] > 0.0) - np.float64(terms[j] < 0.0)
+    else:
+        for j in range(votes.size):
+            votes[j] += terms[j]
 
 
 @jit
@@ -258,7 +295,7 @@ def _add_winning(terms: Any, weights: Any, side: Any, total: Any, share: Any) ->
         w = weights[k]
         for j in range(m):
             term = row[j] * side[j]
-            total[j] += 0.0 if term < 0.0 else term
+            total[j] += 0.0 if term < 0.0 else term  # noqa: FURB136  max() would drop a NaN
             share[j] += w if term > 0.0 else 0.0
 
 
@@ -276,7 +313,7 @@ def _add_gained(terms: Any, gains: Any, side: Any, total: Any) -> None:
 @jit
 def _elect_near_zeros(votes: Any, side: Any, total: Any) -> Any:
     """Elect + where votes sum to less than rounding leaves of the winning ones; returns whether that changed any."""
-    changed = 0
+    changed: Any = 0
     for j in range(side.size):
         changed += np.int64((votes[j] < 0.0) & (-votes[j] <= VOTE_ROUNDING * total[j]))
     if changed > 0:
@@ -302,9 +339,7 @@ def histogram_high(
 
 
 @jit
-def histogram_window(
-    x: Any, base: Any, has_base: Any, bits: Any, values: Any, low: Any, shift: Any, out: Any
-) -> None:
+def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, low: Any, shift: Any, out: Any) -> None:
     """Count (|x - base|'s bits - low) >> shift in the table, and what lies above it in the table's last entry.
 
     Few elements should fall into the table: they are gathered first, without a branch to predict.
@@ -357,7 +392,9 @@ def chunk_gram(addresses: Any, base: Any, has_base: Any, chunk: Any, like: Any, 
 
 
 @jit
-def chunk_sums(address: Any, mask: Any, base: Any, has_base: Any, squared: Any, chunk: Any, like: Any, out: Any) -> None:
+def chunk_sums(
+    address: Any, mask: Any, base: Any, has_base: Any, squared: Any, chunk: Any, like: Any, out: Any
+) -> None:
     """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
     n = like.size
     terms = np.empty(TILE, np.float64)

@@ -17,8 +17,9 @@ Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguo
 Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
+SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements: a vector's worth from every row of a matrix
 PROBABILITY_FLOOR = 1e-8  # added to probabilities before their logarithm, as the peer does
-VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of their magnitudes is 0 but for float64 rounding
+VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of the winning ones is 0 but for rounding
 WEIGHT_ROUNDING = (
     2.0**-40
 )  # a sum of weights below this share of their magnitudes is 0 but for rounding: 0.1 + 0.2 - 0.3
@@ -87,17 +88,29 @@ class Operations(ABC):
     ) -> Array:
         """As masked_sum, but base + factor * the elected mean of the votes c_i (x_i - base) whose mask is set.
 
-        The sign of the votes' float64 sum is elected, with `count_votes` that of the sum of their signs; a sum that is
-        0 but for rounding counts as +. The votes of that sign are added, each times its input's gain (default 1), and
-        with `divide` divided by the sum of their weights; a weight sum that is 0 but for rounding counts as 1.
+        The sign of the votes' float64 sum is elected, with `count_votes` that of the sum of their signs; a sum below
+        VOTE_ROUNDING of what it would elect counts as +. The votes of that sign are added, each times its input's gain
+        (default 1), and with `divide` divided by the sum of their weights; a weight sum that is 0 but for rounding
+        counts as 1.
         """
 
     @abstractmethod
-    def histogram(self, x: Array, base: Array | None, digit: int, prefix: int) -> NDArray[np.int64]:
-        """Counts of a 16-bit digit of the magnitudes |x - base|, read as unsigned integers.
+    def empty_counts(self, bins: int, most: int) -> Array:
+        """A table of `bins` zeros and one more for what lies above them, to count up to `most` elements in."""
 
-        Digit 0 is the highest; of lower ones only magnitudes are counted whose digits above it, as one integer, equal
-        `prefix`. Magnitudes order as their bits do, NaN above infinity.
+    @abstractmethod
+    def read_counts(self, counts: Array) -> NDArray[np.int64]:
+        """The table as a numpy array."""
+
+    @abstractmethod
+    def count_magnitudes(
+        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
+    ) -> None:
+        """Add to counts[i] the magnitudes |x - base| whose bits, less `low` and shifted down by `shift`, are i.
+
+        Bits are read as an unsigned integer, which orders magnitudes, NaN above infinity. Those beyond the table count
+        in its last entry; those under `low` nowhere. `sample` looks at the first SAMPLE_TAKE of every SAMPLE_STEP
+        elements alone; it needs a table of everything.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
 
     from raymerge.compute.operations import Array, Mask, Operations
 
-DIGIT_BITS = 16
+HIGH_BINS = 1 << 15  # a magnitude's highest 16 bits, of which the sign's is 0
+MOST_BINS = 1 << 19  # a table of 2 MiB
+SAMPLE_FROM = 1 << 22  # elements; a sample of fewer leaves more patterns in question than a table has entries
+SAMPLE_SIGMAS = 6.0  # neighbouring elements resemble each other: far more than independent draws would need
 Pair = tuple["Array", "Array | None"]  # a block of one input, and of the base it is taken from
+OpenBlocks = Callable[[], Iterator[Sequence[Pair]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,66 +38,123 @@ def kept_count(density: float, element_count: int) -> int:
 
 
 def find_thresholds(
-    operations: Operations, open_blocks: Callable[[], Iterator[Sequence[Pair]]], wanted: Sequence[tuple[int, int]]
+    operations: Operations, open_blocks: OpenBlocks, wanted: Sequence[tuple[int, int]], element_count: int
 ) -> tuple[Threshold, ...]:
     """For each (input, k): where the k largest magnitudes of that input end; k from 1 to the element count.
 
-    `open_blocks` gives one pass over the tensor: for each block one pair per input. Two passes for float32 blocks,
-    four for float64.
+    `open_blocks` gives one pass over the tensor: for each block one pair per input. Of a large tensor a first pass
+    takes a sample, which says where to look; the counts of the second show whether it was right. Two passes over
+    float32 blocks, or four where a sample misled; the result does not depend on it. Twice that over float64.
     """
-    searches = [_Search(input_index, rank) for input_index, rank in wanted]
-    digit = 0
-    while not searches or not all(search.is_done for search in searches):
+    searches = [_Search(input_index, rank, element_count) for input_index, rank in wanted]
+    while not all(search.is_done for search in searches):
+        tables: dict[tuple[int, int, int, int, bool], Array] = {}
         for pairs in open_blocks():
-            for search in searches:
-                search.observe(operations, pairs, digit)
+            _count(operations, pairs, [search for search in searches if not search.is_done], tables)
         for search in searches:
-            search.descend()
-        digit += 1
-        if not searches:
-            break
+            if not search.is_done:
+                search.descend(operations.read_counts(tables[search.table]))
     return tuple(search.threshold() for search in searches)
 
 
-class _Search:
-    """The digits of one threshold, from the highest on."""
+def _count(
+    operations: Operations,
+    pairs: Sequence[Pair],
+    searches: Sequence[_Search],
+    tables: dict[tuple[int, int, int, int, bool], Array],
+) -> None:
+    """Count a block into every table that a search needs, each once."""
+    for search in searches:
+        search.start(pairs[search.input_index][0])
+    for table in dict.fromkeys(search.table for search in searches):
+        input_index, low, shift, bins, sample = table
+        if table not in tables:
+            tables[table] = operations.empty_counts(bins, search.element_count)
+        x, base = pairs[input_index]
+        operations.count_magnitudes(x, base, tables[table], low=low, shift=shift, sample=sample)
 
-    def __init__(self, input_index: int, rank: int) -> None:
-        self._input = input_index
-        self._rank = rank  # of the element sought among those that share the digits found so far, from the largest
-        self._prefix = 0
-        self._digits = 0
-        self._digits_needed = 0
-        self._equal = 0
-        self._counts: NDArray[np.int64] | None = None
+
+class _Search:
+    """The interval of bit patterns that the magnitude of one rank lies in, halved by every pass but a sample."""
+
+    def __init__(self, input_index: int, rank: int, element_count: int) -> None:
+        self.input_index = input_index
+        self._rank = rank  # from the largest, at 1
+        self.element_count = element_count
+        self._bits = 0  # of an element, without the sign; 0 until the first block is seen
+        self._low = 0
+        self._size = 0  # patterns in the interval
+        self._sample = element_count >= SAMPLE_FROM
+        self._found: Threshold | None = None
 
     @property
     def is_done(self) -> bool:
-        return 0 < self._digits_needed <= self._digits
+        return self._found is not None
 
-    def observe(self, operations: Operations, pairs: Sequence[Pair], digit: int) -> None:
-        x, base = pairs[self._input]
-        self._digits_needed = x.itemsize * 8 // DIGIT_BITS
-        counts = operations.histogram(x, base, digit, self._prefix)
-        self._counts = counts if self._counts is None else self._counts + counts
+    @property
+    def _shift(self) -> int:
+        most = HIGH_BINS if self._low == 0 else MOST_BINS
+        return max(0, (-(-self._size // most) - 1).bit_length())
 
-    def descend(self) -> None:
-        assert self._counts is not None
-        from_the_top = self._counts[::-1].cumsum()
-        place = int((from_the_top < self._rank).sum())
-        digit = len(self._counts) - 1 - place
-        self._equal = int(self._counts[digit])
-        self._rank -= int(from_the_top[place]) - self._equal
-        self._prefix = self._prefix << DIGIT_BITS | digit
-        self._digits += 1
-        self._counts = None
+    @property
+    def table(self) -> tuple[int, int, int, int, bool]:
+        """What has to be counted next: input, lowest pattern, patterns in an entry (as a shift), entries, sample."""
+        return self.input_index, self._low, self._shift, -(-self._size >> self._shift), self._sample
+
+    def start(self, x: Array) -> None:
+        if not self._bits:
+            self._bits = 8 * x.itemsize - 1
+            self._size = 1 << self._bits
+
+    def descend(self, counts: NDArray[np.int64]) -> None:
+        """Narrow the interval by what was counted in it: counts, and in the last entry what lies above."""
+        above, inside = int(counts[-1]), counts[:-1]
+        if self._sample:
+            self._guess(inside)
+        elif self._rank <= above:  # the sample misled
+            self._low += self._size
+            self._size = (1 << self._bits) - self._low
+        elif self._rank > above + int(inside.sum()):
+            self._low, self._size = 0, self._low
+        else:
+            self._narrow(above, inside)
+
+    def _guess(self, sampled: NDArray[np.int64]) -> None:
+        """The entries between which the rank lies all but certainly."""
+        self._sample = False
+        drawn = int(sampled.sum())
+        share = self._rank / self.element_count
+        margin = SAMPLE_SIGMAS * (share * (1 - share) / drawn) ** 0.5
+        from_the_top = sampled[::-1].cumsum()
+        width = 1 << self._shift
+        highest = int(from_the_top.searchsorted((share - margin) * drawn))
+        lowest = min(len(sampled) - 1, int(from_the_top.searchsorted((share + margin) * drawn)))
+        self._low = (len(sampled) - 1 - lowest) * width
+        self._size = (lowest - highest + 1) * width
+
+    def _narrow(self, above: int, inside: NDArray[np.int64]) -> None:
+        from_the_top = inside[::-1].cumsum()
+        place = int(from_the_top.searchsorted(self._rank - above))
+        entry = len(inside) - 1 - place
+        equal = int(inside[entry])
+        higher = above + int(from_the_top[place]) - equal
+        shift = self._shift
+        self._low += entry << shift
+        self._size = 1 << shift
+        if shift == 0:
+            self._found = Threshold(
+                value=_from_bits(self._low, self._bits), keep_equal=self._rank - higher, equal=equal
+            )
 
     def threshold(self) -> Threshold:
-        import struct
+        assert self._found is not None
+        return self._found
 
-        code, word = ("<f", "<I") if self._digits == 2 else ("<d", "<Q")
-        value = struct.unpack(code, struct.pack(word, self._prefix))[0]
-        return Threshold(value=value, keep_equal=self._rank, equal=self._equal)
+
+def _from_bits(bits: int, size: int) -> float:
+    code, word = ("<f", "<I") if size < 32 else ("<d", "<Q")
+    value: float = struct.unpack(code, struct.pack(word, bits))[0]
+    return value
 
 
 class TopKeeper:

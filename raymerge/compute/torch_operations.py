@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from raymerge.compute.operations import (
     PROBABILITY_FLOOR,
+    SAMPLE_STEP,
+    SAMPLE_TAKE,
     VOTE_ROUNDING,
     WEIGHT_ROUNDING,
     Array,
@@ -83,30 +85,37 @@ class TorchOperations(Operations):
         gains: Sequence[float] | None = None,
     ) -> Array:
         terms = [_term(each, base, mask, c) for each, mask, c in zip(x, masks, coefficients, strict=True)]
-        votes, size = torch.zeros_like(terms[0]), torch.zeros_like(terms[0])
+        votes = torch.zeros_like(terms[0])
         for term in terms:
             votes += term.sign() if count_votes else term
-            size += 0.0 if count_votes else term.abs()
-        positive = ~(votes < size * -VOTE_ROUNDING)
-        total, share = torch.zeros_like(votes), torch.zeros_like(votes)
-        for term, gain, weight in zip(terms, gains or [1.0] * len(x), weights, strict=True):
-            agrees = torch.where(positive, term > 0, term < 0) | term.isnan()
-            total += torch.where(agrees, float(gain) * term, 0.0)
-            share += torch.where(agrees, float(weight), 0.0)
+        side = torch.where(votes < 0, -1.0, 1.0).to(torch.float64)
+        total = _winning(terms, side)
+        if not count_votes:
+            side = torch.where(-votes <= VOTE_ROUNDING * total, 1.0, side)
+        total = _winning(terms, side, gains)
+        share = torch.zeros_like(votes)
+        for term, weight in zip(terms, weights, strict=True):
+            share += float(weight) * (term * side > 0).double()  # Python numbers alone would make a float32
         if divide:
             tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
-            total /= torch.where(share.abs() > tiny, share, 1.0)
-        return _finish(total, base, factor, x[0])
+            return _finish(side * total / torch.where(share.abs() > tiny, share, 1.0), base, factor, x[0])
+        return _finish(side * total, base, factor, x[0])
 
-    def histogram(self, x: Array, base: Array | None, digit: int, prefix: int) -> NDArray[np.int64]:
-        magnitude = _magnitudes(x, base)
-        bits = magnitude.view(torch.int32).long() if x.dtype == torch.float32 else magnitude.view(torch.int64)
-        shift = x.dtype.itemsize * 8 - 16 * (digit + 1)
-        above = bits >> shift
-        if digit > 0:
-            above = above[above >> 16 == prefix]
-        counts: NDArray[np.int64] = torch.bincount(above & 0xFFFF, minlength=1 << 16).cpu().numpy()
-        return counts
+    def empty_counts(self, bins: int, most: int) -> Array:  # noqa: ARG002  bincount has 64 bits in any case
+        return torch.zeros(bins + 1, dtype=torch.int64, device=self._device)
+
+    def read_counts(self, counts: Array) -> NDArray[np.int64]:
+        table: NDArray[np.int64] = counts.cpu().numpy()
+        return table
+
+    def count_magnitudes(
+        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
+    ) -> None:
+        bits = _bits(_magnitudes(x, base))
+        if sample:
+            bits = bits[torch.arange(len(bits), device=self._device) % SAMPLE_STEP < SAMPLE_TAKE]
+        places = ((bits[bits >= low] - low) >> shift).clamp(max=len(counts) - 1)
+        counts += torch.bincount(places, minlength=len(counts))
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         magnitude = _magnitudes(x, base)
@@ -230,9 +239,23 @@ def _magnitudes(x: Array, base: Array | None) -> Array:
     return (x if base is None else x - base).abs()
 
 
+def _bits(magnitudes: Array) -> Array:
+    """The bits of non-negative floats, as int64."""
+    return magnitudes.view(torch.int32 if magnitudes.dtype == torch.float32 else torch.int64).long()
+
+
 def _term(x: Array, base: Array | None, mask: Mask, coefficient: float) -> Array:
     term = float(coefficient) * (x.double() if base is None else x.double() - base.double())
     return term if mask is None else torch.where(mask != 0, term, 0.0)
+
+
+def _winning(terms: Sequence[Array], side: Array, gains: Sequence[float] | None = None) -> Array:
+    """Sum of the magnitudes, times their gains, of the terms on the elected side."""
+    total = torch.zeros_like(side)
+    for i, term in enumerate(terms):
+        toward = term * side
+        total += torch.where(toward < 0, 0.0, toward if gains is None else float(gains[i]) * toward)
+    return total
 
 
 def _finish(total: Array, base: Array | None, factor: float, like: Array) -> Array:

@@ -22,7 +22,7 @@ OUTLIER_RANGE = 1.5  # of the interquartile range, above the median
     base=Base.REQUIRED,
     min_inputs=1,
     max_inputs=1,
-    passes=3,
+    passes=5,
     rows=True,
 )
 def arcee_fusion(inputs: Inputs) -> Combine:
@@ -57,4 +57,4 @@ def _quantiles(
     """The values at places floor(share * (n - 1)) of their order."""
     n = inputs.element_count
     ranks = [n - floor(share * (n - 1)) for share in shares]  # from the largest, which is rank 1
-    return [found.value for found in find_thresholds(inputs.operations, open_blocks, [(0, rank) for rank in ranks])]
+    return [found.value for found in find_thresholds(inputs.operations, open_blocks, [(0, rank) for rank in ranks], n)]

@@ -23,7 +23,7 @@ SOURCE = "Model Breadcrumbs (arXiv 2312.06795)"
     source=SOURCE,
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), RESCALE_MODE, LAMBDA),
-    passes=3,
+    passes=5,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.9, 0.9]},
 )
@@ -51,7 +51,7 @@ def breadcrumbs(inputs: Inputs) -> Combine:
         CONSENSUS,
         LAMBDA,
     ),
-    passes=3,
+    passes=5,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.9, 0.9]},
 )

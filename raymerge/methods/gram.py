@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import acos, fsum, isfinite, sin, sqrt
 
 from raymerge.compute.sums import PairwiseSum
@@ -28,7 +28,7 @@ def cosine(gram: Matrix, i: int, j: int) -> float:
     product = gram[i][i] * gram[j][j]
     norms = sqrt(product) if isfinite(product) and product > 1e-300 else sqrt(gram[i][i]) * sqrt(gram[j][j])
     c = gram[i][j] / norms if norms > 0 else 0.0
-    return c if abs(c) < 1 - COSINE_ROUNDING else float((c > 0) - (c < 0))
+    return float((c > 0) - (c < 0)) if abs(c) >= 1 - COSINE_ROUNDING else c
 
 
 def arc_coefficients(c: float, t: float, *, nearly_parallel: bool) -> list[float]:
@@ -39,15 +39,24 @@ def arc_coefficients(c: float, t: float, *, nearly_parallel: bool) -> list[float
     return [sin((1 - t) * theta) / sin(theta), sin(t * theta) / sin(theta)]
 
 
+def exact_sum(values: Iterable[float]) -> float:
+    """The sum rounded once, in any order; where it is not finite, whatever adding gives."""
+    terms = list(values)
+    try:
+        return fsum(terms)
+    except (OverflowError, ValueError):
+        return sum(terms)
+
+
 def norm(gram: Matrix, coefficients: Sequence[float]) -> float:
     """The norm of a linear combination of the inputs."""
-    products = [dot(gram, coefficients, i) * c for i, c in enumerate(coefficients)]
-    return sqrt(max(0.0, fsum(products)))
+    squared = exact_sum(dot(gram, coefficients, i) * c for i, c in enumerate(coefficients))
+    return 0.0 if squared < 0 else sqrt(squared)
 
 
 def dot(gram: Matrix, coefficients: Sequence[float], i: int) -> float:
     """The dot product of a linear combination with input i."""
-    return fsum(c * value for c, value in zip(coefficients, gram[i], strict=True))
+    return exact_sum(c * value for c, value in zip(coefficients, gram[i], strict=True))
 
 
 def combine_linearly(coefficients: Sequence[float], base_coefficient: float | None = None) -> Combine:
@@ -65,4 +74,4 @@ def add_deltas(inputs: Inputs, coefficients: Sequence[float]) -> Combine:
     """Combine as base + sum c_i (x_i - base), or as sum c_i x_i without a base: directly from x, rounded once."""
     if not inputs.has_base:
         return combine_linearly(coefficients)
-    return combine_linearly(coefficients, fsum([1.0, *(-c for c in coefficients)]))
+    return combine_linearly(coefficients, exact_sum([1.0, *(-c for c in coefficients)]))

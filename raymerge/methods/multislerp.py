@@ -7,7 +7,7 @@ from math import acos, cos, fsum, sin, sqrt
 
 from raymerge.errors import Problem, RaymergeError, UsageError
 from raymerge.methods.declaration import Base, Combine, Parameter, Values, merge_method
-from raymerge.methods.gram import Matrix, add_deltas, combine_linearly, dot, gram_matrix, norm
+from raymerge.methods.gram import Matrix, add_deltas, combine_linearly, dot, exact_sum, gram_matrix, norm
 from raymerge.methods.inputs import Inputs
 from raymerge.methods.linear import WEIGHT, check_weights
 
@@ -22,8 +22,8 @@ def _check(shared: Values, each: Sequence[Values]) -> str | None:
     summary="average any number of models, or their changes to a base, on the sphere",
     formula=(
         "cos(eps) m * sum w_i norm_i (+ b), m the weighted mean of u_i = x_i/(norm_i + eps) (of x_i - b with a base), "
-        "itself a unit vector; the weighted mean of the u_i in the tangent space at m, to which one would then move, is 0 "
-        "by construction; sum w_i x_i (+ b) for two models that cancel"
+        "itself a unit vector; one would then move to the mean of the u_i in the tangent space at m, which is 0 by "
+        "construction; sum w_i x_i (+ b) for two models that cancel"
     ),
     source="spherical weighted averages (ACM Transactions on Graphics 2001, doi 10.1145/502122.502124), one step",
     base=Base.OPTIONAL,
@@ -41,10 +41,11 @@ def multislerp(inputs: Inputs) -> Combine:
     weights, eps = _weights(inputs), inputs.shared["eps"]
     gram = gram_matrix(inputs, deltas=True)
     norms = [sqrt(gram[i][i]) for i in range(inputs.count)]
-    direction = [w / (size + eps) if size > 0 else 0.0 for w, size in zip(weights, norms, strict=True)]
+    direction = [0.0 if size == 0 else w / (size + eps) for w, size in zip(weights, norms, strict=True)]
     length = norm(gram, direction)
-    if length > eps:
-        scale = cos(eps) * fsum(w * size for w, size in zip(weights, norms, strict=True)) / length
+    cancels = length <= eps * exact_sum(abs(c) * size for c, size in zip(direction, norms, strict=True))
+    if not cancels:  # or not a number
+        scale = cos(eps) * exact_sum(w * size for w, size in zip(weights, norms, strict=True)) / length
         return add_deltas(inputs, [scale * c for c in direction])
     if inputs.count == 2:
         return add_deltas(inputs, weights)
@@ -86,12 +87,12 @@ def _weights(inputs: Inputs) -> list[float]:
 def karcher(inputs: Inputs) -> Combine:
     gram = gram_matrix(inputs, deltas=False)
     norms = [sqrt(gram[i][i]) for i in range(inputs.count)]
-    present = [i for i, size in enumerate(norms) if size > 0]
+    present = [i for i, size in enumerate(norms) if size != 0]
     if not present:
         return combine_linearly([0.0] * inputs.count)
     units = [[gram[i][j] / (norms[i] * norms[j]) for j in present] for i in present]
     mean = _karcher_mean(units, inputs.shared["max_iter"], inputs.shared["tol"])
-    size = fsum(norms) / inputs.count
+    size = exact_sum(norms) / inputs.count
     coefficients = [0.0] * inputs.count
     for c, i in zip(mean, present, strict=True):
         coefficients[i] = size * c / norms[i]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import fsum
 
 from raymerge.methods.declaration import Array, Base, Combine, Parameter, merge_method
-from raymerge.methods.gram import Matrix, add_deltas, arc_coefficients, cosine, gram_matrix
+from raymerge.methods.gram import Matrix, add_deltas, arc_coefficients, cosine, exact_sum, gram_matrix
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import WEIGHT
 from raymerge.methods.slerp import SOURCE
@@ -60,7 +59,7 @@ def _coefficients(gram: Matrix, t: float) -> list[float]:
 
 
 def _with_base(coefficients: Sequence[float]) -> list[float]:
-    return [*coefficients, fsum([1.0, *(-c for c in coefficients)])]
+    return [*coefficients, exact_sum([1.0, *(-c for c in coefficients)])]
 
 
 def _arrays(block: Block) -> list[Array]:

@@ -24,7 +24,7 @@ Select = Callable[[Block], Mask]  # one mask for all inputs; blocks come in elem
     source="FuseChat (arXiv 2408.07990)",
     base=Base.REQUIRED,
     parameters=(Parameter(name="select_topk", kind=float, default=1.0, help="share of the positions kept; 1: all"),),
-    passes=4,
+    passes=6,
     accepted_without_effect=("int8_mask",),
 )
 def sce(inputs: Inputs) -> Combine:
@@ -54,7 +54,7 @@ def _select(inputs: Inputs, share: float) -> Callable[[], Select]:
         for block in inputs.scan():
             yield [(block.operations.spread(block.x), None)]
 
-    (threshold,) = find_thresholds(inputs.operations, spreads, [(0, count)])
+    (threshold,) = find_thresholds(inputs.operations, spreads, [(0, count)], inputs.element_count)
 
     def open_selection() -> Select:
         keeper = TopKeeper(threshold)

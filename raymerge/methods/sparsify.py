@@ -44,7 +44,7 @@ def keep_largest(inputs: Inputs) -> OpenKeepers:
     counts = [kept_count(density, n) for density in inputs.parameter("density")]
     wanted = [(i, count) for i, count in enumerate(counts) if 0 < count < n]
     found = dict(
-        zip((i for i, _ in wanted), find_thresholds(inputs.operations, block_pairs(inputs), wanted), strict=True)
+        zip((i for i, _ in wanted), find_thresholds(inputs.operations, block_pairs(inputs), wanted, n), strict=True)
     )
 
     def open_keepers() -> Sequence[Keeper]:
@@ -83,7 +83,7 @@ def keep_band(inputs: Inputs) -> OpenKeepers:
         for density, gamma in zip(inputs.parameter("density"), inputs.parameter("gamma"), strict=True)
     ]
     wanted = [(i, place) for i, band in enumerate(bands) for place in band if 0 < place < n and band[0] < band[1]]
-    found = dict(zip(wanted, find_thresholds(inputs.operations, block_pairs(inputs), wanted), strict=True))
+    found = dict(zip(wanted, find_thresholds(inputs.operations, block_pairs(inputs), wanted, n), strict=True))
 
     def open_keepers() -> Sequence[Keeper]:
         return [

@@ -44,7 +44,7 @@ def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) ->
     source="TIES-Merging (arXiv 2306.01708)",
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, normalize(default=True), rescale(default=False), RESCALE_MODE, CONSENSUS, LAMBDA),
-    passes=3,
+    passes=5,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )

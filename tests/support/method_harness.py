@@ -29,7 +29,7 @@ class Scan:
     def __call__(self, rows: bool) -> Iterator[Block]:
         self.passes += 1
         n = self.x[0].size
-        step = self.block if not rows else max(1, self.block // self.row_length) * self.row_length
+        step = self.block if not rows else max(1, self.block // max(1, self.row_length)) * max(1, self.row_length)
         for start in range(0, n, step):
             count = min(step, n - start)
             x = tuple(self._load(each, start, count) for each in self.x)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymerge.compute import open_operations
+from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
+from raymerge.dtypes import DType
+
+_F32 = DType.F32
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=70), st.lists(st.integers(0, 70), max_size=5))
+def test_the_total_does_not_depend_on_how_rows_arrive(rows: list[float], cuts: list[int]) -> None:
+    whole, parts = PairwiseSum(), PairwiseSum()
+    values = np.array(rows, np.float64)
+    whole.add(values)
+    for part in np.split(values, sorted(cut for cut in cuts if cut <= len(rows))):
+        parts.add(part)
+    assert whole.total().tobytes() == parts.total().tobytes()
+
+
+def test_rows_are_added_pairwise() -> None:
+    total = PairwiseSum()
+    total.add(np.array([1.0, 2.0**60, -(2.0**60), 3.0, 5.0]))
+    assert float(total.total()) == ((1 + 2.0**60) + (-(2.0**60) + 3.0)) + 5.0
+
+
+def test_nothing_sums_to_zero() -> None:
+    assert float(PairwiseSum().total()) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+@pytest.mark.parametrize("n", [1, 63, 64, 4096, 4097, 10_000])
+@pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 1, 100])
+def test_chunk_sums_are_right(device: str, n: int, chunk: int) -> None:
+    rng = np.random.default_rng(0)
+    n = -(-n // chunk) * chunk if chunk != CHUNK_ELEMENTS else n
+    x, base = (rng.normal(size=n).astype(np.float32) for _ in range(2))
+    operations = open_operations(device)
+    blocks = [operations.decode(bytearray(each.tobytes()), _F32) for each in (x, base)]
+    mask = operations.random_mask(1, 0, n, 1 << 63)
+    kept = np.asarray(mask).astype(bool)
+    d = x.astype(np.float64) - base
+    for squared, terms in ((False, np.abs(d)), (True, d * d)):
+        sums = operations.chunk_sums(*blocks, mask, squared=squared, chunk=chunk)
+        exact = [sum(map(Fraction, part), Fraction(0)) for part in _chunks(np.where(kept, terms, 0), chunk)]
+        np.testing.assert_allclose(sums, [float(total) for total in exact], rtol=1e-14)
+    gram = operations.chunk_gram(blocks, None, chunk)
+    np.testing.assert_allclose(
+        gram[:, 0, 1], [(part).sum() for part in _chunks(x.astype(float) * base, chunk)], atol=1e-10
+    )
+    assert np.array_equal(gram[:, 0, 1], gram[:, 1, 0])
+
+
+def _chunks(values: np.ndarray, chunk: int) -> list[np.ndarray]:
+    return np.split(values, range(chunk, values.size, chunk))
