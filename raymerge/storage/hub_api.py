@@ -137,7 +137,10 @@ def _listing(repo: str, body: bytes, subject: str) -> HubListing:
 
 
 class Addresses:
-    """Addresses of this process, each asked for once, however many threads need it, until it expires."""
+    """Addresses of this process, each asked for once, however many threads need it, until it expires.
+
+    Kept by the address that is asked, the hub's own included: a mirror's answers are not the hub's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -145,12 +148,13 @@ class Addresses:
         self._known: dict[str, Address] = {}
 
     def get(self, url: str, *, version: str) -> Address:
+        asked = resolve_url(parse_hub_url(url))
         with self._lock:
-            lock = self._locks.setdefault(url, threading.Lock())
+            lock = self._locks.setdefault(asked, threading.Lock())
         with lock:
-            address = self._known.get(url)
+            address = self._known.get(asked)
             if address is None:
-                address = self._known[url] = fetch_address(url)
+                address = self._known[asked] = fetch_address(url)
         if version and address.hash != version:
             raise ChangedError(
                 Problem(subject=url, message=f"the hub answers with content {address.hash}, {version} was planned")
@@ -159,9 +163,10 @@ class Addresses:
 
     def forget(self, url: str, address: Address) -> None:
         """`address` no longer works; another thread may have replaced it already."""
+        asked = resolve_url(parse_hub_url(url))
         with self._lock:
-            if self._known.get(url) is address:
-                del self._known[url]
+            if self._known.get(asked) is address:
+                del self._known[asked]
 
 
 addresses = PerProcess(Addresses)
