@@ -14,7 +14,7 @@ from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
 from s3_server import S3Server, s3_env
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
-from raymerge.storage import CopyRange, join_url, s3_writer, store_for, traffic, transfer
+from raymerge.storage import CopyRange, join_url, s3_client, s3_writer, store_for, traffic, transfer
 from raymerge.storage.s3 import list_uploads
 from raymerge.storage.s3_client import parse_s3_url
 from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, S3Writer, buffered_bytes, part_bytes
@@ -156,6 +156,23 @@ def test_an_upload_that_another_process_aborts(s3: S3Server):
         store_for(url).info(url)
 
 
+def test_a_completion_whose_answer_was_lost(s3: S3Server, monkeypatch):
+    folder = s3.folder()
+    url = join_url(folder, "model.bin")
+    send = S3Writer._send_complete
+
+    def send_and_lose(self: S3Writer, *arguments: object) -> None:
+        send(self, *arguments)
+        raise s3_client.UploadGoneError("what a second try is told")
+
+    monkeypatch.setattr(S3Writer, "_send_complete", send_and_lose)
+    put(url, DATA)
+    assert store_for(url).read(url, max_bytes=len(DATA)) == DATA
+    monkeypatch.setattr(S3Writer, "_send_complete", lambda *_: (_ for _ in ()).throw(s3_client.UploadGoneError("gone")))
+    with pytest.raises(TransientStorageError, match=r"holds .* after the upload"):
+        put(url, DATA[1:])
+
+
 def test_an_abort_that_fails_is_said(s3: S3Server, proxy: FaultProxy, caplog):
     url = join_url(s3.folder(), "model.bin")
     writer = store_for(url).create(url, nbytes=len(DATA))
@@ -274,8 +291,6 @@ def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
 
 def test_expired_credentials_are_loaded_again_once(s3: S3Server, monkeypatch):
     from botocore.exceptions import ClientError
-
-    from raymerge.storage import s3_client
 
     url = join_url(s3.folder(), "model.bin")
     put(url, b"x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -196,6 +197,7 @@ def test_a_fork_makes_its_own_and_takes_no_lock_along():
     with value._lock:  # another thread may hold it at the moment of the fork
         child = os.fork()
         if child == 0:
+            signal.alarm(10)  # a lock taken along would be waited for without end
             os._exit(0 if value.get() == os.getpid() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert value.get() == os.getpid()

@@ -14,6 +14,7 @@ import collections
 import contextlib
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -36,6 +37,7 @@ Fault = Literal[
     "cut",  # half of the body, then the connection ends
     "short",  # a complete answer with fewer bytes than asked for
     "whole",  # the range is ignored: 200 and as many bytes as the object has (zeros: nobody may use them)
+    "elsewhere",  # a 206 of another range, as long as the one asked for
     "slow",  # the answer comes late
     "error_in_200",  # CompleteMultipartUpload: 200 with an error as its body, not forwarded
     "damaged",  # one byte of the request's body is changed on the way
@@ -45,6 +47,7 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 _ONLY: dict[str, Callable[[BaseHTTPRequestHandler], bool]] = {
     "cut": lambda request: request.command == "GET",
     "short": lambda request: request.command == "GET" and "Range" in request.headers,
+    "elsewhere": lambda request: request.command == "GET" and "Range" in request.headers,
     "whole": lambda request: request.command == "GET" and "Range" in request.headers,
     "damaged": lambda request: request.command == "PUT" and request.headers.get("Content-Length", "0") != "0",
     "error_in_200": lambda request: request.command == "POST" and "uploadId=" in request.path,
@@ -191,37 +194,44 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.close()
 
     def _pass_on(self, answer: http.client.HTTPResponse, fault: Fault | None) -> None:
-        length = int(answer.headers.get("Content-Length") or "0")
-        if answer.headers.get("Content-Length") is None and self.command != "HEAD":
-            content = answer.read()
-            length, blocks = len(content), [content]
+        status, headers = answer.status, answer.headers
+        blocks: list[bytes] = []
+        if headers.get("Content-Length") is None and self.command != "HEAD":
+            blocks = [answer.read()]
+            length = len(blocks[0])
         else:
-            blocks = []
-        status = answer.status
+            length = int(headers.get("Content-Length") or "0")
         if fault == "short":
             length //= 2
-        if fault == "whole" and status == 206:
-            status, length = 200, int(answer.headers["Content-Range"].rpartition("/")[2])
+        elif fault == "whole" and status == 206:
             answer.read()
-            del answer.headers["Content-Range"]
+            status, length = 200, int(headers["Content-Range"].rpartition("/")[2])
+            del headers["Content-Range"]
             blocks = [bytes(length)]
+        elif fault == "elsewhere" and status == 206:
+            headers.replace_header("Content-Range", _shifted(headers["Content-Range"]))
         self.send_response(status)
-        for name, value in answer.headers.items():
+        for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        left = length // 2 if fault == "cut" else length
-        while left:
-            block = blocks.pop() if blocks else answer.read(min(_BLOCK, left))
-            self.proxy.carry(down=len(block))
-            self.wfile.write(block[:left])
-            left -= len(block[:left])
-            if not block:
-                break
+        if self.command != "HEAD":
+            self._pass_body(answer, blocks, length // 2 if fault == "cut" else length)
         if fault == "cut":
-            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+
+    def _pass_body(self, answer: http.client.HTTPResponse, blocks: list[bytes], left: int) -> None:
+        while left:
+            block = (blocks.pop() if blocks else answer.read(min(_BLOCK, left)))[:left]
+            self.proxy.carry(down=len(block))
+            self.wfile.write(block)
+            left -= len(block)
+            if not block:
+                break
+
+
+def _shifted(content_range: str) -> str:
+    first, last, total = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range).groups()
+    return f"bytes {int(first) + 1}-{int(last) + 1}/{total}"
