@@ -1,6 +1,6 @@
 """Speed of the kernels on one core, beside a copy of memory.
 
-    python benchmarks/kernels.py [--block 131072] [--seconds 0.3] [--compile]
+    python benchmarks/kernels.py [--block 131072] [--seconds 0.3] [--only NAME] [--compile]
 
 Prints billions of elements per second: of the output for kernels that combine K inputs, of the input for the others.
 Data are blocks that stay in the second-level cache, as in a merge. `--compile` also times the first merge by TIES in a
@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from raymerge.compute import open_operations
 from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import keep_limit
-from raymerge.compute.selection import TopKeeper, find_thresholds
+from raymerge.compute.selection import Threshold, TopKeeper, find_thresholds
 from raymerge.dtypes import DType
 
 FIRST_TIES = """
-import time; start = time.perf_counter()
+import time; start = time.process_time()
 import numpy as np
 from raymerge.compute import open_operations
 from raymerge.dtypes import DType
@@ -44,18 +44,22 @@ inputs = Inputs(
 combine = declared.merge(inputs)
 for block in inputs.scan():
     operations.encode(combine(block), DType.BF16, bytearray(2 * 8192))
-print(f"{time.thread_time() - start:.2f}")
+print(f"{time.process_time() - start:.2f}")
 """
 
 
 def rate(call: Callable[[], object], elements: int, seconds: float) -> float:
     """Billions of elements per second of this thread's CPU time, the best of many runs."""
     call()
+    start = time.perf_counter()
+    call()
+    repeats = 1 + int(0.01 / max(1e-6, time.perf_counter() - start))  # thread time may advance in coarse steps
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        start = time.thread_time_ns()
-        call()
-        best = min(best, time.thread_time_ns() - start)
+        start_ns = time.thread_time_ns()
+        for _ in range(repeats):
+            call()
+        best = min(best, (time.thread_time_ns() - start_ns) / repeats)
     return elements / best
 
 
@@ -84,18 +88,42 @@ def element_type_kernels(operations: Operations, n: int) -> dict[str, Callable[[
 
 def input_kernels(operations: Operations, n: int) -> dict[str, Callable[[], object]]:
     (x,), base = blocks(1, n)
-    (threshold,) = find_thresholds(operations, lambda: iter([[(x, base)]]), [(0, n // 2)])
+    (threshold,) = find_thresholds(operations, lambda: iter([[(x, base)]]), [(0, n // 2)], n)
     limits = operations.rank_limits(0.5, 0.15, 4096)
     row = n // 4096 * 4096
+    everything = operations.empty_counts(1 << 15, n)
+    low = (int(np.float32(threshold.value).view(np.uint32)) >> 16) - 3 << 16
+    window = operations.empty_counts(6 << 16, n)
     return {
-        "selection, high digit": lambda: operations.histogram(x, base, 0, 0),
-        "selection, low digit": lambda: operations.histogram(x, base, 1, 0x3AFF),
-        "selection, whole": lambda: find_thresholds(operations, lambda: iter([[(x, base)]]), [(0, n // 2)]),
-        "mask of the largest": lambda: TopKeeper(threshold).mask(operations, x, base),
+        "count all": lambda: operations.count_magnitudes(x, base, everything, low=0, shift=16),
+        "count a sample": lambda: operations.count_magnitudes(x, base, everything, low=0, shift=16, sample=True),
+        "count a window": lambda: operations.count_magnitudes(x, base, window, low=low, shift=0),
+        "mask of the largest": lambda: operations.top_mask(x, base, threshold.value, n),
+        "count equals": lambda: operations.count_equal(x, base, threshold.value),
         "random mask": lambda: operations.random_mask(1, 0, n, keep_limit(0.5)),
         "mask by rank in rows of 4096": lambda: operations.rank_mask(x[:row], base[:row], limits, key=1, start=0),
         "L1 norm of kept": lambda: operations.chunk_sums(x, base, operations.no_mask(n)),
         "dot product": lambda: operations.chunk_gram([x], None),
+    }
+
+
+def selection(operations: Operations, n: int) -> dict[str, Callable[[], object]]:
+    """A threshold of a whole tensor, its blocks decoded from bfloat16 in each pass."""
+    total = 64 * n
+    (x,), base = blocks(1, total)
+    raw = [each.view(np.uint16)[1::2].copy() for each in (x, base)]
+    scratch = [np.empty(n, np.float32) for _ in raw]
+
+    def open_blocks() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        for start in range(0, total, n):
+            for stored, out in zip(raw, scratch, strict=True):
+                operations.decode(stored[start : start + n], DType.BF16, out)
+            yield [(scratch[0], scratch[1])]
+
+    return {
+        f"selection in {total / 1e6:.0f}M elements": lambda: find_thresholds(
+            operations, open_blocks, [(0, total // 2)], total
+        )
     }
 
 
@@ -105,16 +133,21 @@ def combining_kernels(operations: Operations, n: int) -> dict[str, Callable[[], 
         x, base = blocks(count, n)
         ones, masks = [1.0] * count, [operations.random_mask(k, 0, n, keep_limit(0.5)) for k in range(count)]
         thresholds = find_thresholds(
-            operations, lambda x=x, base=base: iter([[(each, base) for each in x]]), [(i, n // 2) for i in range(count)]
+            operations,
+            lambda x=x, base=base: iter([[(each, base) for each in x]]),
+            [(i, n // 2) for i in range(count)],
+            n,
         )
 
-        def ties(x=x, base=base, ones=ones, thresholds=thresholds) -> object:
-            masks = [
-                TopKeeper(threshold).mask(operations, each, base) for threshold, each in zip(thresholds, x, strict=True)
-            ]
+        def ties(x=x, base=base, ones=ones, thresholds=thresholds, pending=False) -> object:
+            """With or without magnitudes equal to the threshold to be counted."""
+            equal = {"keep_equal": 1 << 40, "equal": (1 << 40) + pending}
+            keepers = [TopKeeper(Threshold(value=threshold.value, **equal)) for threshold in thresholds]
+            masks = [keeper.mask(operations, each, base) for keeper, each in zip(keepers, x, strict=True)]
             return operations.elect(x, base, masks, ones, ones)
 
         calls[f"TIES combine, K = {count}"] = ties
+        calls[f"TIES combine, ties, K = {count}"] = lambda ties=ties: ties(pending=True)
         calls[f"elect, K = {count}"] = lambda x=x, base=base, masks=masks, ones=ones: operations.elect(
             x, base, masks, ones, ones
         )
@@ -148,13 +181,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     options = parser.parse_args()
     operations = open_operations()
-    for kernels in (element_type_kernels, input_kernels, combining_kernels):
+    for kernels in (element_type_kernels, input_kernels, selection, combining_kernels):
         for name, call in kernels(operations, options.block).items():
+            elements = options.block * (64 if kernels is selection else 1)
             if options.only in name:
-                print(f"{name:32} {rate(call, options.block, options.seconds):6.2f} Gelem/s", flush=True)
+                print(f"{name:32} {rate(call, elements, options.seconds):6.2f} Gelem/s", flush=True)
     if options.compile:
         print(
-            "first merge by TIES in a process: {:.2f} s, with kernels compiled before {:.2f} s".format(
+            "first merge by TIES in a process: {:.2f} s of CPU, with kernels compiled before {:.2f} s".format(
                 *first_ties_seconds()
             )
         )

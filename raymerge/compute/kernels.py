@@ -158,10 +158,17 @@ def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: An
 
 @jit
 def count_equal(x: Any, base: Any, has_base: Any, threshold: Any) -> Any:
+    """How many |x - base| equal the threshold."""
+    values = np.empty(TILE, x.dtype)
     count: Any = 0
-    for j in range(x.size):
-        a = abs(x[j] - base[j]) if has_base else abs(x[j])
-        count += np.int32(a == threshold)
+    for start in range(0, x.size, TILE):
+        end = min(start + TILE, x.size)
+        magnitude = values[: end - start]
+        _magnitudes(x[start:end], base[start:end], has_base, magnitude)
+        found = np.int32(0)
+        for j in range(magnitude.size):
+            found += np.int32(magnitude[j] == threshold)
+        count += found
     return count
 
 
@@ -171,10 +178,9 @@ def index_after_equals(x: Any, base: Any, has_base: Any, threshold: Any, wanted:
     count: Any = 0
     for j in range(x.size):
         a = abs(x[j] - base[j]) if has_base else abs(x[j])
-        if a == threshold:
-            count += 1
-            if count == wanted:
-                return j + 1
+        count += np.int64(a == threshold)
+        if count == wanted:
+            return j + 1
     return x.size
 
 

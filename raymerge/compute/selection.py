@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HIGH_BINS = 1 << 15  # a magnitude's highest 16 bits, of which the sign's is 0
 MOST_BINS = 1 << 19  # a table of 2 MiB
+PAGE = 1 << 12  # entries of a table that are added up at a time
 SAMPLE_FROM = 1 << 22  # elements; a sample of fewer leaves more patterns in question than a table has entries
 SAMPLE_SIGMAS = 6.0  # neighbouring elements resemble each other: far more than independent draws would need
 Pair = tuple["Array", "Array | None"]  # a block of one input, and of the base it is taken from
@@ -133,11 +134,9 @@ class _Search:
         self._size = (lowest - highest + 1) * width
 
     def _narrow(self, above: int, inside: NDArray[np.int64]) -> None:
-        from_the_top = inside[::-1].cumsum()
-        place = int(from_the_top.searchsorted(self._rank - above))
-        entry = len(inside) - 1 - place
+        entry, higher = _entry_of(self._rank - above, inside)
+        higher += above
         equal = int(inside[entry])
-        higher = above + int(from_the_top[place]) - equal
         shift = self._shift
         self._low += entry << shift
         self._size = 1 << shift
@@ -149,6 +148,22 @@ class _Search:
     def threshold(self) -> Threshold:
         assert self._found is not None
         return self._found
+
+
+def _entry_of(rank: int, counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Which entry of a table holds a rank, counted from its end, and how many elements the entries above hold."""
+    pages = range(0, len(counts), PAGE)
+    higher = 0
+    for start in reversed(pages):
+        page = counts[start : start + PAGE]
+        total = int(page.sum())
+        if higher + total >= rank:
+            from_the_top = page[::-1].cumsum()
+            place = int(from_the_top.searchsorted(rank - higher))
+            entry = len(page) - 1 - place
+            return start + entry, higher + int(from_the_top[place]) - int(page[entry])
+        higher += total
+    raise AssertionError("the rank lies outside the table")
 
 
 def _from_bits(bits: int, size: int) -> float:
