@@ -7,6 +7,7 @@ retried in place with jittered exponential backoff, bounded in time, then raised
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -56,9 +57,15 @@ class ObjectWriter(ABC):
     def copy(self, source: CopyRange) -> None:
         """Append a range of another object, without the bytes passing through this process where the store can."""
 
+    def settle(self, check: Callable[[], None]) -> None:  # noqa: B027 (most writers have nothing to wait for)
+        """Wait until what was appended has arrived, as far as it can; `check` is called meanwhile and may raise."""
+
     @abstractmethod
     def commit(self) -> ObjectInfo:
-        """Make the object durable and visible; `crc32` of the result is set. Raises if the size is not `nbytes`."""
+        """Make the object durable and visible. Raises if the size is not `nbytes`.
+
+        `crc32` of the result is set, but where the store copied ranges whose checksum it does not tell.
+        """
 
     @abstractmethod
     def abort(self) -> None:
@@ -118,6 +125,17 @@ class Store(ABC):
         """The most memory that a writer of an object of `nbytes` holds, so that a task's memory can be projected."""
         del nbytes
         return 0
+
+    def copies_from(self, url: str) -> bool:  # noqa: ARG002 (stores that can say so)
+        """Whether writers of this store copy ranges of `url` without the bytes passing through this process."""
+        return False
+
+    def copied_bytes(self, pieces: Sequence[CopyRange | int]) -> int:
+        """Of an object made of `pieces` (so many bytes written, or a range copied), the bytes the store copies itself.
+
+        Ranges that are neighbours in one object are given as one.
+        """
+        return sum(piece.nbytes for piece in pieces if isinstance(piece, CopyRange) and self.copies_from(piece.url))
 
     def unfinished(self, url: str) -> tuple[str, ...] | None:  # noqa: ARG002 (stores that can tell say so)
         """Names of the objects in folder `url` that a writer, dead or alive, has begun; None where unknown."""

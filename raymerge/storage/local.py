@@ -24,7 +24,7 @@ from raymerge.storage.local_files import (
     translated,
 )
 from raymerge.storage.local_writer import LocalWriter, buffered_bytes, owner_is_gone, parse_partial_name
-from raymerge.storage.urls import base_name
+from raymerge.storage.urls import base_name, is_local
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,6 +41,9 @@ class LocalStore(Store):
 
     def buffered_bytes(self, nbytes: int) -> int:
         return buffered_bytes(nbytes)
+
+    def copies_from(self, url: str) -> bool:
+        return is_local(url)
 
     def info(self, url: str) -> ObjectInfo:
         with open_file(url) as descriptor:

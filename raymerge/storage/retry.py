@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -48,11 +49,17 @@ PATIENCE = Patience()
 
 
 class Limiter:
-    """How many requests run at once: halved when the store throttles, raised by one per round that succeeds."""
+    """How many requests run at once: halved when the store throttles, raised by one per round that succeeds.
 
-    def __init__(self, most: int, *, start: int | None = None) -> None:
+    One that has a `start` below `most` doubles per round until it is first cut. A request that takes longer than
+    `slow_seconds` counts as throttled, and half as long is long enough to ask for no more at once.
+    """
+
+    def __init__(self, most: int, *, start: int | None = None, slow_seconds: float = math.inf) -> None:
         self.most = most
         self.limit = float(start or most)
+        self.slow_seconds = slow_seconds
+        self._is_probing = start is not None
         self._running = 0
         self._condition = threading.Condition()
         self._last_cut = 0.0
@@ -68,18 +75,27 @@ class Limiter:
             self._running -= 1
             self._condition.notify()
 
-    def succeeded(self) -> None:
+    def succeeded(self, seconds: float = 0.0) -> None:
+        """Note a request that succeeded after `seconds`."""
+        if seconds > self.slow_seconds:
+            self.throttled(seconds)
+            return
         with self._condition:
-            if self.limit < self.most:
-                self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
+            if self.limit < self.most and seconds <= self.slow_seconds / 2:
+                step = 1.0 if self._is_probing else 1.0 / self.limit
+                self.limit = min(float(self.most), self.limit + step)
                 self._condition.notify()
 
-    def throttled(self) -> None:
-        """Requests that were under way together are throttled together: that is one signal, not one for each."""
+    def throttled(self, seconds: float = 0.0) -> None:
+        """Note a throttled request that began `seconds` ago.
+
+        Requests that were under way together are throttled together: that is one signal, not one for each.
+        """
         with self._condition:
             now = time.monotonic()
-            if now - self._last_cut > 1.0:
+            if now - max(seconds, 1.0) > self._last_cut:
                 self._last_cut = now
+                self._is_probing = False
                 self.limit = max(1.0, self.limit / 2)
 
 
@@ -101,12 +117,16 @@ def attempt(
         count(requests=1)
         try:
             with limiter:
+                began = time.monotonic()
                 result = operation()
         except Again as fault:
             failed += 1
-            _wait_or_raise(fault, failed, url=url, started=started, limiter=limiter, stop=stop, patience=patience)
+            seconds = time.monotonic() - began
+            if fault.throttled or seconds > limiter.slow_seconds:
+                limiter.throttled(seconds)
+            _wait_or_raise(fault, failed, url=url, started=started, stop=stop, patience=patience)
         else:
-            limiter.succeeded()
+            limiter.succeeded(time.monotonic() - began)
             return result
 
 
@@ -116,12 +136,9 @@ def _wait_or_raise(
     *,
     url: str,
     started: float,
-    limiter: Limiter,
     stop: threading.Event | None,
     patience: Patience,
 ) -> None:
-    if fault.throttled:
-        limiter.throttled()
     wait = max(fault.wait_seconds, patience.wait_seconds(failed))
     elapsed = time.monotonic() - started
     if failed >= patience.tries or elapsed + wait > patience.total_seconds:

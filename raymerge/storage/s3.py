@@ -11,16 +11,16 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import AccessError, NotFoundError, Problem, StorageError
-from raymerge.storage.base import ObjectInfo, ObjectWriter, Store
+from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.retry import Again, StoppedError
 from raymerge.storage.s3_client import UploadGoneError, call, parse_s3_url, read_limiter, write_limiter
 from raymerge.storage.traffic import count
 from raymerge.storage.transfer import read_parts
-from raymerge.storage.urls import base_name, join_url, redact
+from raymerge.storage.urls import base_name, join_url, redact, scheme_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -43,6 +43,14 @@ class S3Store(Store):
         from raymerge.storage.s3_writer import buffered_bytes
 
         return buffered_bytes(nbytes)
+
+    def copies_from(self, url: str) -> bool:
+        return scheme_of(url) == "s3"  # a process knows one endpoint
+
+    def copied_bytes(self, pieces: Sequence[CopyRange | int]) -> int:
+        from raymerge.storage.s3_writer import copied_bytes
+
+        return copied_bytes(pieces)
 
     def info(self, url: str) -> ObjectInfo:
         bucket, key = _object(url)

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 30  # of silence, not of the whole answer
-CONNECTIONS = 128
+COPIES = 256  # the store does the work, so hundreds may be under way
+CONNECTIONS = COPIES + 64
+# A copy is silent until it is done: one that takes long says that the store has enough of them.
+SLOW_COPY_SECONDS = 10.0
 
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
               "RequestLimitExceeded", "RequestThrottled", "BandwidthLimitExceeded", "ServiceUnavailable"}  # fmt: skip
@@ -35,7 +38,7 @@ _TRANSPORT = ("HTTPClientError", "ConnectionError", "IncompleteReadError", "Chec
 
 read_limiter = PerProcess(lambda: Limiter(32))
 write_limiter = PerProcess(lambda: Limiter(32))
-copy_limiter = PerProcess(lambda: Limiter(64))
+copy_limiter = PerProcess(lambda: Limiter(COPIES, start=8, slow_seconds=SLOW_COPY_SECONDS))
 
 
 class UploadGoneError(TransientStorageError):

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -17,7 +17,15 @@ from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.crc32 import crc32, crc32_combine
 from raymerge.storage.process import PerProcess
 from raymerge.storage.retry import Limiter
-from raymerge.storage.s3_client import UploadGoneError, call, copy_limiter, current_client, parse_s3_url, write_limiter
+from raymerge.storage.s3_client import (
+    COPIES,
+    UploadGoneError,
+    call,
+    copy_limiter,
+    current_client,
+    parse_s3_url,
+    write_limiter,
+)
 from raymerge.storage.traffic import count
 from raymerge.storage.transfer import raise_first, split
 from raymerge.storage.urls import redact, scheme_of
@@ -28,12 +36,14 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 PART_BYTES = 16 * MIB
 SMALLEST_PART_BYTES = 5 * MIB  # S3 takes no smaller one but the last
-COPY_PART_BYTES = 128 * MIB  # S3 takes up to 5 GiB; pieces are copied side by side
+COPY_PART_BYTES = 64 * MIB  # S3 takes up to 5 GiB; pieces are copied side by side
 MOST_PARTS = 9_000  # S3 takes 10,000; copies that begin between parts need a few more
 BUFFERED_PARTS = 4  # one being filled and three on their way
 
+_CHECK_SECONDS = 0.5
+
 _uploaders = PerProcess(lambda: ThreadPoolExecutor(16, thread_name_prefix="raymerge-upload"))
-_copiers = PerProcess(lambda: ThreadPoolExecutor(64, thread_name_prefix="raymerge-copy"))
+_copiers = PerProcess(lambda: ThreadPoolExecutor(COPIES, thread_name_prefix="raymerge-copy"))
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +54,44 @@ def part_bytes(nbytes: int) -> int:
 def buffered_bytes(nbytes: int) -> int:
     """The most memory a writer of an object of `nbytes` holds."""
     return min(nbytes, part_bytes(nbytes) * BUFFERED_PARTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSizes:
+    """The sizes of the parts of one object: of those sent, and the least that one may have unless it is the last."""
+
+    nbytes: int
+    sent: int
+    least: int
+
+    @classmethod
+    def of(cls, nbytes: int) -> PartSizes:
+        return cls(nbytes=nbytes, sent=part_bytes(nbytes), least=max(SMALLEST_PART_BYTES, -(-nbytes // MOST_PARTS)))
+
+    def through(self, nbytes: int, *, filled: int, ends_object: bool) -> int:
+        """Of a range to copy, how many leading bytes go through this process.
+
+        They fill the part that `filled` bytes have begun; all do where the rest would be too small for a part.
+        """
+        head = max(0, self.least - filled) if filled else 0
+        rest = nbytes - head
+        small = self.nbytes <= self.sent or (rest < self.least and not (ends_object and rest > 0))
+        return nbytes if small else head
+
+
+def copied_bytes(pieces: Sequence[CopyRange | int]) -> int:
+    """See Store.copied_bytes: what S3Writer does with these pieces, byte counts alone."""
+    lengths = [piece.nbytes if isinstance(piece, CopyRange) else piece for piece in pieces]
+    sizes = PartSizes.of(sum(lengths))
+    position = filled = copied = 0
+    for piece, nbytes in zip(pieces, lengths, strict=True):
+        position += nbytes
+        sent = nbytes
+        if isinstance(piece, CopyRange) and scheme_of(piece.url) == "s3":
+            sent = sizes.through(nbytes, filled=filled, ends_object=position == sizes.nbytes)
+        copied += nbytes - sent
+        filled = (filled + sent) % sizes.sent if sent == nbytes else 0
+    return copied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +110,8 @@ class S3Writer(ObjectWriter):
         self._url = url
         self._bucket, self._key = parse_s3_url(url)
         self._nbytes = nbytes
-        self._part_bytes = part_bytes(nbytes)
-        self._least_bytes = max(SMALLEST_PART_BYTES, -(-nbytes // MOST_PARTS))
+        self._sizes = PartSizes.of(nbytes)
+        self._part_bytes = self._sizes.sent
         self._position = 0
         self._buffer = bytearray(min(nbytes, self._part_bytes))
         self._filled = 0
@@ -92,6 +140,12 @@ class S3Writer(ObjectWriter):
         self._claim(source.nbytes)
         if source.nbytes:
             self._pending = source
+
+    def settle(self, check: Callable[[], None]) -> None:
+        self._settle_copy()
+        while wait(self._parts, timeout=_CHECK_SECONDS).not_done:
+            check()
+            self._check_parts()
 
     def commit(self) -> ObjectInfo:
         if self._position != self._nbytes:
@@ -233,17 +287,16 @@ class S3Writer(ObjectWriter):
         source, self._pending = self._pending, None
         if source is None:
             return
-        head = max(0, self._least_bytes - self._filled) if self._filled else 0
-        rest = source.nbytes - head
-        ends_object = self._position == self._nbytes and rest > 0
-        small = self._nbytes <= self._part_bytes or (rest < self._least_bytes and not ends_object)
-        if small or scheme_of(source.url) != "s3":
-            self._copy_through(source)
-            return
+        head = source.nbytes
+        if self._store.copies_from(source.url):
+            ends_object = self._position == self._nbytes
+            head = self._sizes.through(source.nbytes, filled=self._filled, ends_object=ends_object)
         self._copy_through(replace(source, nbytes=head))
+        if head == source.nbytes:
+            return
         self._flush()
         self._check_parts()
-        for start, end in split(rest, COPY_PART_BYTES):
+        for start, end in split(source.nbytes - head, max(COPY_PART_BYTES, self._sizes.least)):
             piece = replace(source, offset=source.offset + head + start, nbytes=end - start)
             self._submit(_copiers.get(), self._copy_part, piece)
 
