@@ -10,13 +10,18 @@ from raymerge.errors import (
     UsageError,
     VerifyError,
 )
+from raymerge.methods import Base, Block, Inputs, Parameter, merge_method
 from raymerge.pipeline import load_recipe, merge, plan, tensors
 from raymerge.reporting import MergeResult
 
 __all__ = [
+    "Base",
+    "Block",
     "CheckpointError",
     "ExecutionError",
+    "Inputs",
     "MergeResult",
+    "Parameter",
     "PlanError",
     "RaymergeError",
     "RecipeError",
@@ -25,6 +30,7 @@ __all__ = [
     "VerifyError",
     "load_recipe",
     "merge",
+    "merge_method",
     "plan",
     "tensors",
 ]

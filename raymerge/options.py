@@ -30,6 +30,7 @@ class MergeKeywords(TypedDict, total=False):
     copy_tokenizer: bool
     write_model_card: bool
     keep_inputs: bool
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,8 @@ class MergeOptions:
 
     `task_cpus` is the number of threads that merge in one task (by default 1 on Ray, every core inline); `task_memory`
     caps one task's memory above its worker's baseline; sizes are bytes or text such as "2GB". `nan` says whether
-    a result that is not finite fails the run or is only reported.
+    a result that is not finite fails the run or is only reported. `methods` are Python files of merge
+    methods.
     """
 
     executor: Executor = "ray"
@@ -53,8 +55,11 @@ class MergeOptions:
     copy_tokenizer: bool = True
     write_model_card: bool = True
     keep_inputs: bool = False
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.methods, str):
+            raise UsageError(Problem(subject="methods", message="found text", remedy=f"write ({self.methods!r},)"))
         _check_choice("executor", self.executor, ("ray", "inline"))
         _check_choice("nan", self.nan, ("error", "warn"))
         if self.task_cpus is not None and self.task_cpus < 1:

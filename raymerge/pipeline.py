@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import PlanError, RecipeError
 from raymerge.events import Event
+from raymerge.methods import load_methods
 from raymerge.opening import keep_in_cache, open_models
 from raymerge.options import MergeOptions
 from raymerge.output.journal import (
@@ -64,7 +65,7 @@ def merge(
             runner.check(planned, target)
         begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         watch(run_started(planned, destination, work))
-        receipts = [*known, *runner.run(target, work)]
+        receipts = [*known, *runner.run(planned, target, work)]
         finish(planned, target, receipts)
     return watch.result(planned, destination, receipts)
 
@@ -107,6 +108,7 @@ def _plan_for(config: Config, out: str, options: MergeOptions) -> tuple[Plan, De
 
 
 def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
+    load_methods(options.methods)
     parsed = parse_recipe(read_recipe_text(config, read_url=_read_url))
     if parsed.recipe is None:
         raise RecipeError(*parsed.problems)

@@ -17,6 +17,8 @@ from raymerge.events import Event, Message
 from raymerge.execute.inline import run_inline
 from raymerge.execute.task import StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
+from raymerge.methods import all_methods, load_methods
+from raymerge.methods.extension import Origin, origin_of
 from raymerge.options import MergeOptions
 from raymerge.output.journal import Destination
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
@@ -63,15 +65,20 @@ class Runner(ABC):
         """Raise PlanError for what this executor cannot reach or hold; called before anything is written."""
 
     @abstractmethod
-    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+    def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
         """Receipts in the order in which shards end."""
 
-    def _function(self, out: str) -> Callable[[ShardWork], ShardReceipt]:
+    def _function(self, planned: Plan, out: str) -> Callable[[ShardWork], ShardReceipt]:
         options = self._options
+        sources = (origin.source for origin in method_origins(planned).values())
         return partial(
             do_work,
             options=ShardOptions(
-                out=out, memory=options.memory(out), device=options.device, fail_on_nonfinite=options.nan == "error"
+                out=out,
+                memory=options.memory(out),
+                device=options.device,
+                fail_on_nonfinite=options.nan == "error",
+                method_sources=tuple(source for source in sources if source is not None),
             ),
         )
 
@@ -94,8 +101,8 @@ class InlineRunner(Runner):
     def check(self, planned: Plan, out: str) -> None:
         pass
 
-    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
-        outcomes = run_inline(self._function(out), _tasks(work), on_event=self._on_event, measure=_measure)
+    def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+        outcomes = run_inline(self._function(planned, out), _tasks(work), on_event=self._on_event, measure=_measure)
         return (outcome.result for outcome in outcomes)
 
 
@@ -107,6 +114,13 @@ class RayRunner(Runner):
         self._session = session
 
     def check(self, planned: Plan, out: str) -> None:
+        alone = tuple(
+            _of_this_process(name, origin)
+            for name, origin in method_origins(planned).items()
+            if origin.sha256 and not (origin.source or origin.is_installed)
+        )
+        if alone:
+            raise PlanError(*alone)
         if self._session.is_private:
             self._on_event(Message(text="waiting for a private Ray to start"))
         self._session.wait()
@@ -115,7 +129,7 @@ class RayRunner(Runner):
             if problems:
                 raise PlanError(*problems)
 
-    def run(self, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+    def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
         from raymerge.execute.ray.executor import run_on_ray
         from raymerge.execute.ray.options import RayOptions
 
@@ -124,8 +138,22 @@ class RayRunner(Runner):
             task_gpus=1 if self._options.device.startswith("cuda") else 0,
             measure=_measure,
         )
-        outcomes = run_on_ray(self._function(out), _tasks(work), on_event=self._on_event, options=options)
+        outcomes = run_on_ray(self._function(planned, out), _tasks(work), on_event=self._on_event, options=options)
         return (replace(outcome.result, node=outcome.node) for outcome in outcomes)
+
+
+def method_origins(planned: Plan) -> dict[str, Origin]:
+    """Where the code of each of the plan's methods came from, by the method's name."""
+    known = all_methods()
+    return {name: origin_of(known[name]) for name in planned.methods if name in known}
+
+
+def _of_this_process(method: str, origin: Origin) -> Problem:
+    return Problem(
+        subject=method,
+        message=f"is defined in {origin.name}, which this process alone has loaded",
+        remedy='name its file, so that workers get it too: --methods FILE, or methods=("FILE",)',
+    )
 
 
 def local_folders(planned: Plan) -> tuple[str, ...]:
@@ -172,6 +200,7 @@ def do_work(work: ShardWork, *, options: ShardOptions) -> ShardReceipt:
     """What every task calls, in whatever process it runs."""
     from raymerge.merging.shard import checksum_shard, run_shard
 
+    load_methods(options.method_sources)
     if work.only_checksum:
         return checksum_shard(work.shard, options)
     return run_shard(work.shard, options, _raise_if_stopped)

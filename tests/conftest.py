@@ -10,6 +10,19 @@ from hub_server import HubServer, hub_env, start_hub
 from s3_server import S3Server, find_weed, s3_env, start_s3
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "a file of merge methods that the tests of tests/methods hold to the laws too; may be given again"
+    parser.addoption("--methods", action="append", default=[], metavar="FILE", help=help)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    files = config.getoption("--methods")
+    if files:
+        from raymerge.methods import load_methods
+
+        load_methods(files)
+
+
 @pytest.fixture(scope="session")
 def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     if find_weed() is None:

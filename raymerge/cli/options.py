@@ -57,6 +57,10 @@ Nan = Annotated[NonFinite, _common("--nan", help="What a result that is not a fi
 KeepInputs = Annotated[
     bool, _common("--keep-inputs", help="Download hub models into the local hub cache instead of reading ranges.")
 ]
+Methods = Annotated[
+    list[str] | None,
+    _common("--methods", metavar="FILE", help="A Python file that declares merge methods; may be given again."),
+]
 Quiet = Annotated[bool, _common("--quiet/--no-quiet", help="Print warnings and errors only.")]
 Json = Annotated[bool, _common("--json", help="Print JSON, one value per line, errors too.")]
 Verbose = Annotated[
@@ -101,6 +105,10 @@ def config_name(config: str) -> str:
 
 def read_out(out: str) -> str:
     return os.path.expanduser(out)  # noqa: PTH111 - as above
+
+
+def read_paths(paths: list[str] | None) -> tuple[str, ...]:
+    return tuple(os.path.expanduser(path) for path in paths or ())  # noqa: PTH111 - messages name them as given
 
 
 def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, int]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import stream_key
+from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.scan import Scanner, held_windows
+from raymerge.methods import Block, Method
 from raymerge.methods import method as find_method
+from raymerge.methods.extension import check_code, formula_error
 from raymerge.methods.inputs import Inputs
 from raymerge.planning.nouns import TensorJob
 
@@ -30,6 +33,19 @@ def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place
     if job.output.element_count == 0:
         return 0
     method = find_method(job.method)
+    check_code(method, job.method_sha256)
+    try:
+        return _merge(method, job, scanner, operations, place)
+    except Exception as error:  # what comes out of a method's own code is told by its file and line
+        told = formula_error(method, job.output.name, error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _merge(
+    method: Method, job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]
+) -> int:
     inputs = Inputs(
         shape=job.output.shape,
         shared=job.parameters,
@@ -43,5 +59,22 @@ def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place
     nonfinite = 0
     for block in scanner.scan(method.rows):
         merged = combine(block)
+        if job.method_sha256:
+            _check_result(method, job, block, merged)
         nonfinite += operations.encode(merged, job.output.dtype, place(block.start, block.start + block.count))
     return nonfinite
+
+
+def _check_result(method: Method, job: TensorJob, block: Block, merged: Any) -> None:
+    """Kernels trust the sizes of what they are given; a method from outside may return anything."""
+    shape, dtype = tuple(getattr(merged, "shape", ())), str(getattr(merged, "dtype", type(merged).__name__))
+    kind, expected = type(block.x[0]), str(block.x[0].dtype)
+    if shape == (block.count,) and dtype.endswith((expected, "float64")) and type(merged) is kind:
+        return
+    raise ExecutionError(
+        Problem(
+            subject=f"{method.name} on {job.output.name}",
+            message=f"a block came out as {type(merged).__name__} of shape {shape}, {dtype}",
+            remedy=f"return what the block's arrays are: {kind.__name__} of shape ({block.count},), {expected}",
+        )
+    )

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
 
 from raymerge.errors import Problem, UsageError
 from raymerge.methods.declaration import Base, Method, Parameter, merge_method, registered_methods
+from raymerge.methods.extension import MethodSource, load_entry_points, load_sources, read_source
 from raymerge.methods.inputs import Block, Inputs
 
-__all__ = ["Base", "Block", "Inputs", "Method", "Parameter", "all_methods", "merge_method", "method"]
+__all__ = [
+    "Base",
+    "Block",
+    "Inputs",
+    "Method",
+    "MethodSource",
+    "Parameter",
+    "all_methods",
+    "load_methods",
+    "merge_method",
+    "method",
+]
 
 _BUILT_IN = {  # the methods that each module of this package declares
     "linear": ("linear",),
@@ -31,12 +44,19 @@ _BUILT_IN = {  # the methods that each module of this package declares
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method by name: the built-in ones, then any that were registered beside them."""
+    """Every method by name: the built-in ones, then those of installed packages and of files that were loaded."""
     for module in _BUILT_IN:
         import_module(f"{__name__}.{module}")
+    load_entry_points()
     known = registered_methods()
     built_in = [name for names in _BUILT_IN.values() for name in names]
     return {name: known[name] for name in dict.fromkeys((*built_in, *known))}
+
+
+def load_methods(files: Iterable[str | MethodSource]) -> None:
+    """Register the methods of Python files, given by path or as text. Raises UsageError naming file and line."""
+    all_methods()  # first: a file cannot take a name that is taken
+    load_sources(read_source(each) if isinstance(each, str) else each for each in files)
 
 
 def method(name: str) -> Method:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymerge.errors import UsageError
 
@@ -18,6 +20,8 @@ Merge = Callable[["Inputs"], Combine]
 ParameterValue = float | int | bool | str | None
 Values = Mapping[str, Any]
 Check = Callable[[Values, Sequence[Values]], "str | None"]
+State = Callable[[tuple[int, ...], Values, int], int]
+MergeT = TypeVar("MergeT", bound=Merge)
 
 
 class Base(Enum):
@@ -93,19 +97,15 @@ _REGISTRY: dict[str, Method] = {}
 
 def merge_method(
     name: str, *, summary: str, formula: str, source: str, base: Base = Base.INPUT, **declaration: Any
-) -> Callable[[Merge], Merge]:
-    """Register a function `merge(inputs: Inputs) -> Combine` as the method `name`.
+) -> Callable[[MergeT], MergeT]:
+    """Register `merge(inputs: Inputs) -> Combine` as the method `name`: a function, or a class whose objects combine.
 
-    Every further keyword is a field of `Method`. Raises UsageError if another method has that name.
+    Every further keyword is a field of `Method`. Raises UsageError if another method has that name, or for a
+    declaration that no recipe could use.
     """
 
-    def register(merge: Merge) -> Merge:
-        known = _REGISTRY.get(name)
-        if known is not None and known.merge.__module__ != merge.__module__:
-            raise UsageError(
-                f"merge method {name!r} is defined twice: in {known.merge.__module__} and {merge.__module__}"
-            )
-        _REGISTRY[name] = Method(
+    def register(merge: MergeT) -> MergeT:
+        declared = Method(
             name=name, summary=summary, formula=formula, source=source, base=base, merge=merge, **declaration
         )
         return merge
@@ -116,3 +116,52 @@ def merge_method(
 def registered_methods() -> dict[str, Method]:
     """Methods by name, in order of registration; `raymerge.methods.all_methods()` loads the built-in ones first."""
     return dict(_REGISTRY)
+        problem = complaint(declared)
+        known = _REGISTRY.get(name)
+        if known is not None and known.merge.__module__ != merge.__module__:
+            problem = f"is defined twice: in {_place(known.merge.__module__)} and {_place(merge.__module__)}"
+        if problem:
+            raise UsageError(f"merge method {name!r} {problem}")
+        _REGISTRY[name] = declared
+
+
+def forget_module(module: str) -> None:
+    """Take back what a module declared."""
+    for name in [name for name, known in _REGISTRY.items() if known.merge.__module__ == module]:
+        del _REGISTRY[name]
+
+
+def complaint(method: Method) -> str | None:
+    """What is wrong with a declaration; None if nothing is."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", method.name) or method.name == "copy":
+        return "needs another name: lower-case letters, digits and underscores (copy is taken)"
+    if not isinstance(method.base, Base):
+        return f"has base {method.base!r}, expected one of {', '.join(map(str, Base))}"
+    if not isinstance(method.parameters, tuple) or not all(isinstance(each, Parameter) for each in method.parameters):
+        return "has parameters that are no tuple of Parameter: one alone is written (Parameter(...),)"
+    names = [parameter.name for parameter in method.parameters]
+    if len(set(names)) < len(names):
+        return f"declares a parameter twice: {', '.join(names)}"
+    for parameter in method.parameters:
+        problem = _parameter_complaint(parameter)
+        if problem:
+            return f"has parameter {parameter.name!r} {problem}"
+    unknown = [name for name in method.example if name not in names]
+    return f"has an example of {', '.join(unknown)}, which it does not declare" if unknown else None
+
+
+def _parameter_complaint(parameter: Parameter) -> str | None:
+    if parameter.kind not in (float, int, bool, str):
+        return f"of kind {parameter.kind!r}, expected float, int, bool or str"
+    if parameter.default is None or parameter.default is REQUIRED:
+        return None
+    kinds = (float, int) if parameter.kind is float else (parameter.kind,)
+    if type(parameter.default) not in kinds:
+        return f"with default {parameter.default!r}, expected a {parameter.kind.__name__}"
+    return None
+
+
+def _place(module: str) -> str:
+    """A module by its file where that says more than its name."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return "raymerge itself" if module.partition(".")[0] == __name__.partition(".")[0] else str(path or module)

@@ -12,6 +12,7 @@ from raymerge.dtypes import DType
 from raymerge.errors import PlanError, Problem
 from raymerge.methods import all_methods
 from raymerge.methods.declaration import Method
+from raymerge.methods.extension import origin_of
 from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
 from raymerge.planning.jobs import JobMaker, Rules
@@ -94,7 +95,9 @@ def build_plan(
         chat_template=recipe.chat_template,
         copy_tokenizer=options.copy_tokenizer,
         tokenizer_donor=tokenizer_donor or donor,
-        summary=plan_summary(recipe, opened, options.random_seed, options.shard_bytes),
+        summary=plan_summary(
+            recipe, opened, options.random_seed, options.shard_bytes, method_sha256=maker.rules.method_sha256
+        ),
     )
 
 
@@ -102,13 +105,25 @@ def _method(recipe: Recipe, problems: Problems) -> Method | None:
     """The recipe's method; for a misspelt one the likeliest, so that further problems are found, or None."""
     known = all_methods()
     if recipe.merge_method in known:
-        return known[recipe.merge_method]
+        found = known[recipe.merge_method]
+        if origin_of(found).sha256 is None:
+            problems.add(_unknown_code(found, recipe))
+        return found
     line = recipe.lines.get("merge_method")
     hint = did_you_mean(recipe.merge_method, known)
     remedy = hint or "raymerge methods lists what there is"
     problems.add(Problem(subject="merge_method", message=f"found {recipe.merge_method}", remedy=remedy, line=line))
     likely = suggest(recipe.merge_method, known)
     return known[likely] if likely is not None else None
+
+
+def _unknown_code(method: Method, recipe: Recipe) -> Problem:
+    return Problem(
+        subject="merge_method",
+        message=f"{method.name} is defined in {origin_of(method).name}, not in a file: no resume could know its code",
+        remedy='put it into a file, and name that: --methods FILE, or methods=("FILE",)',
+        line=recipe.lines.get("merge_method"),
+    )
 
 
 def _place_jobs(modules: Iterable[BoundModule], maker: JobMaker) -> list[Placed]:

@@ -27,7 +27,8 @@ def _canonical(job: TensorJob) -> str:
     base = _ref(job.base) if job.base is not None else None
     inputs = [[_ref(each.ref), sorted(each.parameters.items())] for each in job.inputs]
     output = [job.output.name, job.output.dtype.value, job.output.shape]
-    return json.dumps([output, job.method, sorted(job.parameters.items()), job.seed, job.slots, base, inputs])
+    method = [job.method, job.method_sha256] if job.method_sha256 else job.method
+    return json.dumps([output, method, sorted(job.parameters.items()), job.seed, job.slots, base, inputs])
 
 
 def _ref(ref: TensorRef) -> list[object]:

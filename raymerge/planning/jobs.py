@@ -11,8 +11,9 @@ from raymerge.checkpoint.nouns import TensorRef, TensorSpec
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
 from raymerge.methods.declaration import Method
+from raymerge.methods.extension import origin_of
 from raymerge.planning.ledger import COPIED, DROPPED, MERGED, Ledger
-from raymerge.planning.nouns import JobInput, TensorJob
+from raymerge.planning.nouns import JobInput, ParameterValues, TensorJob
 from raymerge.planning.parameters import Problems
 from raymerge.planning.sites import Lane, Site
 from raymerge.recipe.nouns import OnMismatch, OnMissing, Recipe
@@ -31,6 +32,7 @@ class Rules:
     """What holds for every tensor of a recipe."""
 
     method: Method
+    method_sha256: str
     seed: int
     dtype: DType | None
     keep_dtype: tuple[str, ...]
@@ -42,6 +44,7 @@ class Rules:
     def of(cls, recipe: Recipe, method: Method, seed: int) -> Rules:
         return cls(
             method=method,
+            method_sha256=origin_of(method).sha256 or "",
             seed=seed,
             dtype=recipe.out_dtype or recipe.dtype,
             keep_dtype=recipe.keep_dtype,
@@ -108,6 +111,7 @@ class JobMaker:
             return self._copy(site, each[0], "passthrough")
         for one in found:
             self.ledger.record(one.lane.label, one.name, MERGED, f"merged by {method.name}")
+        self._check_values(site, shared, [each.parameters for each in inputs])
         return TensorJob(
             output=output,
             method=method.name,
@@ -116,7 +120,20 @@ class JobMaker:
             parameters=shared,
             seed=self.rules.seed if method.random else 0,
             slots=_slots(site) if method.random else (),
+            method_sha256=self.rules.method_sha256,
         )
+
+    def _check_values(self, site: Site, shared: ParameterValues, each: list[ParameterValues]) -> None:
+        """Ask the method whether its values fit together; not where one of them is wrong by itself."""
+        method = self.rules.method
+        is_whole = not any(
+            values[parameter.name] is None and parameter.default is not None
+            for parameter in method.parameters
+            for values in (each if parameter.per_input else [shared])
+        )
+        problem = method.check(shared, each) if method.check is not None and is_whole else None
+        if problem:
+            self.problems.add_for_tensor((method.name, problem), Problem(subject=site.output, message=problem))
 
     def _copy(self, site: Site, taken: _Found, rule: str, others: list[_Found] | None = None) -> TensorJob:
         """The taken tensor alone, converted where the output's type differs; others are dropped by the same rule."""

@@ -26,6 +26,7 @@ class TensorJob:
 
     `method` is a registered method's name, or "copy": the bytes of the only input, unchanged. `base` is given where the
     method keeps it apart from its inputs. `slots` numbers the inputs for random streams, the base not counted.
+    `method_sha256` is of the code of a method from outside this package, else "".
     """
 
     output: TensorSpec
@@ -35,6 +36,7 @@ class TensorJob:
     parameters: ParameterValues = field(default_factory=dict)
     seed: int = 0
     slots: tuple[int, ...] = ()
+    method_sha256: str = ""
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:

@@ -10,11 +10,19 @@ from raymerge.recipe.nouns import Condition, ModelReference, Module, Recipe, Set
 
 
 def plan_summary(
-    recipe: Recipe, opened: Mapping[ModelReference, Checkpoint], random_seed: int, shard_bytes: int
+    recipe: Recipe,
+    opened: Mapping[ModelReference, Checkpoint],
+    random_seed: int,
+    shard_bytes: int,
+    method_sha256: str = "",
 ) -> dict[str, Any]:
-    """JSON values only. Model names are as written, with content identities of their files beside them."""
+    """JSON values only. Model names are as written, with content identities of their files beside them.
+
+    `method_sha256` is of the code of a method from outside this package.
+    """
     body: dict[str, Any] = {
         "merge_method": recipe.merge_method,
+        "merge_method_sha256": method_sha256 or None,
         "base_model": _model(recipe.base_model),
         "parameters": _settings(recipe.parameters),
         "dtype": recipe.dtype.recipe_name if recipe.dtype else None,

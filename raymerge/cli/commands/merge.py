@@ -23,6 +23,7 @@ def merge(
     overwrite: options.Overwrite = False,
     nan: options.Nan = options.NonFinite.ERROR,
     keep_inputs: options.KeepInputs = False,
+    methods: options.Methods = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -53,6 +54,7 @@ def merge(
                 copy_tokenizer=copy_tokenizer,
                 write_model_card=write_model_card,
                 keep_inputs=keep_inputs,
+                methods=options.read_paths(methods),
                 on_event=display,
                 **options.sizes(out_shard_size=out_shard_size, task_memory=task_memory),
             )

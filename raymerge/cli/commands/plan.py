@@ -37,6 +37,7 @@ def plan(
     overwrite: options.Overwrite = False,
     nan: options.Nan = options.NonFinite.ERROR,
     keep_inputs: options.KeepInputs = False,
+    methods: options.Methods = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -66,6 +67,7 @@ def plan(
             copy_tokenizer=copy_tokenizer,
             write_model_card=write_model_card,
             keep_inputs=keep_inputs,
+            methods=options.read_paths(methods),
             **options.sizes(out_shard_size=out_shard_size, task_memory=task_memory),
         )
         around = Surroundings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from raymerge.cli.screens.text import grid, value
 from raymerge.methods.declaration import REQUIRED, Base, Method, Parameter
+from raymerge.methods.extension import origin_of
 
 _BASE = {Base.INPUT: "no", Base.REQUIRED: "yes", Base.OPTIONAL: "optional", Base.FIRST: "first"}
 
@@ -66,7 +68,11 @@ def method_page(method: Method) -> RenderableType:
     facts.add_row("models", Text(f"{input_count(method)}   base: {method.base.value}"))
     facts.add_row("formula", Text(method.formula))
     facts.add_row("source", Text(method.source))
-    facts.add_row("recipe", f"raymerge methods {method.name} --example > config.yaml")
+    origin = origin_of(method)
+    if origin.sha256 != "":
+        facts.add_row("code", Text(origin.name))
+    file = f" --methods {shlex.quote(origin.source.name)}" if origin.source is not None else ""
+    facts.add_row("recipe", Text(f"raymerge methods {method.name} --example{file} > config.yaml"))
     blank = Text("")
     return Group(Text(f"{method.name}: {method.summary}"), blank, *((table, blank) if method.parameters else ()), facts)
 
