@@ -113,7 +113,7 @@ class S3Writer(ObjectWriter):
         self._sizes = PartSizes.of(nbytes)
         self._part_bytes = self._sizes.sent
         self._position = 0
-        self._buffer = bytearray(min(nbytes, self._part_bytes))
+        self._buffer = bytearray()  # made when bytes come: a file of copies needs it for its first bytes only
         self._filled = 0
         self._pending: CopyRange | None = None
         self._upload = ""
@@ -192,6 +192,9 @@ class S3Writer(ObjectWriter):
     def _append(self, view: memoryview) -> None:
         done = 0
         while done < len(view):
+            if not self._buffer:
+                # A fresh buffer costs a page fault for every 4 KiB.
+                self._buffer = self._spare.pop() if self._spare else bytearray(min(self._nbytes, self._part_bytes))
             count_ = min(len(self._buffer) - self._filled, len(view) - done)
             self._buffer[self._filled : self._filled + count_] = view[done : done + count_]
             self._filled += count_
@@ -207,8 +210,7 @@ class S3Writer(ObjectWriter):
         self._check_parts()
         body = self._buffer if self._filled == len(self._buffer) else self._buffer[: self._filled]
         self._submit(_uploaders.get(), self._send_part, body)
-        # A fresh buffer costs a page fault for every 4 KiB.
-        self._buffer = self._spare.pop() if self._spare else bytearray(self._part_bytes)
+        self._buffer = bytearray()
         self._filled = 0
 
     def _submit(self, pool: ThreadPoolExecutor, task: Callable[..., _Part], *arguments: Any) -> None:
