@@ -108,6 +108,13 @@ def merge_method(
         declared = Method(
             name=name, summary=summary, formula=formula, source=source, base=base, merge=merge, **declaration
         )
+        problem = complaint(declared)
+        known = _REGISTRY.get(name)
+        if known is not None and known.merge.__module__ != merge.__module__:
+            problem = f"is defined twice: in {_place(known.merge.__module__)} and {_place(merge.__module__)}"
+        if problem:
+            raise UsageError(f"merge method {name!r} {problem}")
+        _REGISTRY[name] = declared
         return merge
 
     return register
@@ -116,13 +123,6 @@ def merge_method(
 def registered_methods() -> dict[str, Method]:
     """Methods by name, in order of registration; `raymerge.methods.all_methods()` loads the built-in ones first."""
     return dict(_REGISTRY)
-        problem = complaint(declared)
-        known = _REGISTRY.get(name)
-        if known is not None and known.merge.__module__ != merge.__module__:
-            problem = f"is defined twice: in {_place(known.merge.__module__)} and {_place(merge.__module__)}"
-        if problem:
-            raise UsageError(f"merge method {name!r} {problem}")
-        _REGISTRY[name] = declared
 
 
 def forget_module(module: str) -> None:
