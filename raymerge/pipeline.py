@@ -21,14 +21,16 @@ from raymerge.output.journal import (
 )
 from raymerge.output.side_files import side_files
 from raymerge.output.tokenizer_choice import choose_tokenizer
+from raymerge.planning.binding import model_references
 from raymerge.planning.build import build_plan
+from raymerge.planning.jobs import CONVERT
 from raymerge.planning.nouns import Plan
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
 from raymerge.reporting import MergeResult, Watch, ignore_event, run_started
 from raymerge.running import open_runner, shards_to_do
-from raymerge.storage import normalize_url, store_for
+from raymerge.storage import is_local, normalize_url, store_for
 
 if TYPE_CHECKING:
     import torch
@@ -55,14 +57,14 @@ def merge(
     chosen = MergeOptions(**options)
     target = normalize_url(str(out))
     watch = Watch(on_event)
-    with open_runner(chosen, watch) as runner:  # a private Ray starts while the plan is made
+    # A private Ray starts while the plan is made.
+    with open_runner(chosen, watch, expect_work=_likely_needs_workers(config, target)) as runner:
         planned, destination = _plan_for(config, target, chosen)
         if chosen.keep_inputs and keep_in_cache(planned.models):
             planned, destination = _plan_for(config, target, chosen)
         known = known_receipts(planned, destination)
         work = shards_to_do(planned, destination, known)
-        if work:
-            runner.check(planned, target)
+        runner.check(planned, target, work)
         begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         watch(run_started(planned, destination, work))
         receipts = [*known, *runner.run(planned, target, work)]
@@ -123,6 +125,16 @@ def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
         known_warnings=(*parsed.warnings, *tokenizer.warnings),
         tokenizer_donor=tokenizer.donor,
     )
+
+
+def _likely_needs_workers(config: Config, out: str) -> bool:
+    """False for layers that are stacked inside one object store, which can copy them by itself."""
+    if is_local(out):
+        return True
+    recipe = parse_recipe(read_recipe_text(config, read_url=_read_url)).recipe
+    if recipe is None or recipe.merge_method != CONVERT:
+        return True
+    return not all(store_for(out).copies_from(model.path) for model in model_references(recipe))
 
 
 def _read_url(url: str) -> str:

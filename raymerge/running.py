@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from raymerge.errors import PlanError, Problem
 from raymerge.events import Event, Message
+from raymerge.execute.beside import side_by_side
 from raymerge.execute.inline import run_inline
 from raymerge.execute.task import StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
@@ -21,6 +22,7 @@ from raymerge.methods import all_methods, load_methods
 from raymerge.methods.extension import Origin, origin_of
 from raymerge.options import MergeOptions
 from raymerge.output.journal import Destination
+from raymerge.planning.copies import needs_no_worker
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.storage import is_local, join_url, store_for
 
@@ -33,6 +35,8 @@ OnEvent = Callable[[Event], None]
 # local files and 240 MB with S3 on Linux, Python 3.11.
 WORKER_BASELINE_BYTES = 256 << 20
 _MAX_CONFIG_BYTES = 16 << 20
+# Shards that the store copies by itself: the default 2 GB are 30 parts, so that some hundreds are under way at once.
+_COPIED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,10 @@ class ShardWork:
 
     shard: ShardTask
     only_checksum: bool = False
+
+    def needs_worker(self, out: str) -> bool:
+        """False for shards that the store of `out` makes out of ranges of its own objects, when told to."""
+        return self.only_checksum or is_local(out) or not needs_no_worker(self.shard, store_for(out))
 
 
 def shards_to_do(planned: Plan, destination: Destination, known: tuple[ShardReceipt, ...]) -> tuple[ShardWork, ...]:
@@ -54,21 +62,49 @@ def shards_to_do(planned: Plan, destination: Destination, known: tuple[ShardRece
 
 
 class Runner(ABC):
-    """Runs shard work on one executor."""
+    """Runs shard work on one executor; what the store copies by itself is told to it by this process meanwhile."""
 
     def __init__(self, options: MergeOptions, on_event: OnEvent) -> None:
         self._options = options
         self._on_event = on_event
 
-    @abstractmethod
-    def check(self, planned: Plan, out: str) -> None:
+    def check(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> None:
         """Raise PlanError for what this executor cannot reach or hold; called before anything is written."""
+        if any(each.needs_worker(out) for each in work):
+            self._check(planned, out)
 
-    @abstractmethod
     def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
         """Receipts in the order in which shards end."""
+        working = tuple(each for each in work if each.needs_worker(out))
+        copying = tuple(each for each in work if not each.needs_worker(out))
+        if not copying:
+            return self._run(planned, out, working)
+        if not working:
+            return self._copy(planned, out, copying, lambda: False)
+        return side_by_side(
+            lambda stopping: self._copy(planned, out, copying, stopping), self._run(planned, out, working)
+        )
 
-    def _function(self, planned: Plan, out: str) -> Callable[[ShardWork], ShardReceipt]:
+    @abstractmethod
+    def _check(self, planned: Plan, out: str) -> None: ...
+
+    @abstractmethod
+    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]: ...
+
+    def _copy(
+        self, planned: Plan, out: str, work: tuple[ShardWork, ...], stopping: Callable[[], bool]
+    ) -> Iterator[ShardReceipt]:
+        """In threads of this process, whatever the executor: they send requests and wait."""
+        outcomes = run_inline(
+            partial(self._function(planned, out), stopping=stopping),
+            _tasks(work),
+            on_event=self._on_event,
+            measure=_measure,
+            max_tasks=_COPIED_AT_ONCE,
+        )
+        return (outcome.result for outcome in outcomes)
+
+    def _function(self, planned: Plan, out: str) -> Callable[..., ShardReceipt]:
         options = self._options
         sources = (origin.source for origin in method_origins(planned).values())
         return partial(
@@ -84,24 +120,30 @@ class Runner(ABC):
 
 
 @contextmanager
-def open_runner(options: MergeOptions, on_event: OnEvent) -> Iterator[Runner]:
-    """The runner of the chosen executor; a private Ray starts at once, beside the planning."""
+def open_runner(options: MergeOptions, on_event: OnEvent, *, expect_work: bool = True) -> Iterator[Runner]:
+    """The runner of the chosen executor. Ray is started or joined at once, beside the planning.
+
+    Without `expect_work` that waits until there is any.
+    """
     if options.executor == "inline":
         yield InlineRunner(options, on_event)
         return
     from raymerge.execute.ray.session import RaySession
 
-    with RaySession(options.address) as session:
+    session = RaySession(options.address)
+    with contextlib.closing(session):
+        if expect_work:
+            session.start()
         yield RayRunner(options, on_event, session)
 
 
 class InlineRunner(Runner):
     """In this process: shards one after the other, the tensors of each on several threads."""
 
-    def check(self, planned: Plan, out: str) -> None:
+    def _check(self, planned: Plan, out: str) -> None:
         pass
 
-    def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]:
         outcomes = run_inline(self._function(planned, out), _tasks(work), on_event=self._on_event, measure=_measure)
         return (outcome.result for outcome in outcomes)
 
@@ -113,7 +155,7 @@ class RayRunner(Runner):
         super().__init__(options, on_event)
         self._session = session
 
-    def check(self, planned: Plan, out: str) -> None:
+    def _check(self, planned: Plan, out: str) -> None:
         alone = tuple(
             _of_this_process(name, origin)
             for name, origin in method_origins(planned).items()
@@ -129,7 +171,7 @@ class RayRunner(Runner):
             if problems:
                 raise PlanError(*problems)
 
-    def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
+    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]:
         from raymerge.execute.ray.executor import run_on_ray
         from raymerge.execute.ray.options import RayOptions
 
@@ -196,19 +238,24 @@ def _unshared(folder: str, nodes: list[str]) -> Problem:
     )
 
 
-def do_work(work: ShardWork, *, options: ShardOptions) -> ShardReceipt:
+def do_work(work: ShardWork, *, options: ShardOptions, stopping: Callable[[], bool] = lambda: False) -> ShardReceipt:
     """What every task calls, in whatever process it runs."""
-    from raymerge.merging.shard import checksum_shard, run_shard
+    from raymerge.merging.copies import copy_shard
+    from raymerge.merging.receipts import checksum_shard
 
     load_methods(options.method_sources)
     if work.only_checksum:
         return checksum_shard(work.shard, options)
-    return run_shard(work.shard, options, _raise_if_stopped)
 
+    def raise_if_stopped() -> None:
+        if stopping() or stop_requested():
+            raise StoppedError
 
-def _raise_if_stopped() -> None:
-    if stop_requested():
-        raise StoppedError
+    if needs_no_worker(work.shard, store_for(options.out)):
+        return copy_shard(work.shard, options, raise_if_stopped)
+    from raymerge.merging.shard import run_shard
+
+    return run_shard(work.shard, options, raise_if_stopped)
 
 
 def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:

@@ -88,12 +88,17 @@ class MemoryProjection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReceipt:
-    """What a finished shard task reports. `peak_bytes` is the worker's peak memory while it ran, 0 where not known."""
+    """What a finished shard task reports.
+
+    `read_back_bytes` were read again for a checksum that the store does not tell; `peak_bytes` is the worker's peak
+    memory while it ran, 0 where not known.
+    """
 
     file_name: str
     nbytes: int
     crc32: int
     read_bytes: int
+    read_back_bytes: int = 0
     nonfinite: tuple[tuple[str, int], ...] = ()
     seconds: float = 0.0
     peak_bytes: int = 0
