@@ -143,7 +143,7 @@ def combining_kernels(operations: Operations, n: int) -> dict[str, Callable[[], 
             """With or without magnitudes equal to the threshold to be counted."""
             equal = {"keep_equal": 1 << 40, "equal": (1 << 40) + pending}
             keepers = [TopKeeper(Threshold(value=threshold.value, **equal)) for threshold in thresholds]
-            masks = [keeper.mask(operations, each, base) for keeper, each in zip(keepers, x, strict=True)]
+            masks = [keeper.keep(operations, each, base) for keeper, each in zip(keepers, x, strict=True)]
             return operations.elect(x, base, masks, ones, ones)
 
         calls[f"TIES combine, K = {count}"] = ties

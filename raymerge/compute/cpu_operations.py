@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from raymerge.compute import kernels, row_kernels  # first: it settles numba's cache folder  # isort: skip
@@ -10,7 +11,16 @@ from raymerge.compute import kernels, row_kernels  # first: it settles numba's c
 import numpy as np
 from numpy.typing import NDArray
 
-from raymerge.compute.operations import SAMPLE_STEP, SAMPLE_TAKE, WEIGHT_ROUNDING, Array, Buffer, Mask, Operations
+from raymerge.compute.operations import (
+    SAMPLE_STEP,
+    SAMPLE_TAKE,
+    WEIGHT_ROUNDING,
+    Array,
+    Buffer,
+    Limit,
+    Mask,
+    Operations,
+)
 from raymerge.compute.random_bits import rank_limits
 from raymerge.compute.sums import CHUNK_ELEMENTS
 from raymerge.dtypes import DType
@@ -29,7 +39,7 @@ class CpuOperations(Operations):
     def decode(self, raw: Buffer, dtype: DType, out: Array | None = None, *, wide: bool = False) -> Array:
         stored = np.frombuffer(raw, _STORED[dtype])
         if out is None:
-            out = np.empty(stored.size, np.float64 if wide else np.float32)
+            out = _empty(stored.size, np.float64 if wide else np.float32)
         if dtype in _16_BIT and out.dtype == np.float32:
             if dtype is DType.BF16:
                 kernels.decode_bf16(stored, out.view(np.uint32))
@@ -65,7 +75,7 @@ class CpuOperations(Operations):
             return tuple(each - base for each in x)
 
     def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
-        out = np.empty_like(arrays[0])
+        out = _empty(arrays[0].size, arrays[0].dtype)
         kernels.weighted_sum(_addresses(arrays), np.array(coefficients, np.float64), out)
         return out
 
@@ -77,9 +87,14 @@ class CpuOperations(Operations):
         coefficients: Sequence[float],
         factor: float = 1.0,
     ) -> Array:
-        out = np.empty_like(x[0])
+        out = _empty(x[0].size, x[0].dtype)
         kernels.masked_sum(
-            _addresses(x), _addresses(masks), np.array(coefficients, np.float64), *_base(base, x[0]), float(factor), out
+            _addresses(x),
+            *_kept(masks, x[0].dtype),
+            np.array(coefficients, np.float64),
+            *_base(base, x[0]),
+            float(factor),
+            out,
         )
         return out
 
@@ -96,11 +111,11 @@ class CpuOperations(Operations):
         count_votes: bool = False,
         gains: Sequence[float] | None = None,
     ) -> Array:
-        out = np.empty_like(x[0])
+        out = _empty(x[0].size, x[0].dtype)
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
         kernels.elect(
             _addresses(x),
-            _addresses(masks),
+            *_kept(masks, x[0].dtype),
             np.array(coefficients, np.float64),
             np.array(gains or (), np.float64),
             gains is not None,
@@ -134,7 +149,7 @@ class CpuOperations(Operations):
             kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts)
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
-        out = np.empty(x.size, np.uint8)
+        out = _empty(x.size, np.uint8)
         exact = x.dtype.type(threshold)
         kernels.top_mask(x, *_base(base, x), exact if exact == threshold else np.float64(threshold), cut, out)
         return out
@@ -149,7 +164,7 @@ class CpuOperations(Operations):
         return np.zeros(count, np.uint8)
 
     def random_mask(self, key: int, start: int, count: int, limit: int) -> Mask:
-        out = np.empty(count, np.uint8)
+        out = _empty(count, np.uint8)
         if limit >= 1 << 64:
             out[:] = 1
         else:
@@ -165,8 +180,9 @@ class CpuOperations(Operations):
         self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
     ) -> NDArray[np.float64]:
         out = np.empty(-(-x.size // chunk))
-        address, mask_address = _addresses((x, mask))
-        kernels.chunk_sums(address, mask_address, *_base(base, x), squared, chunk, x, out)
+        (address,) = _addresses((x,))
+        (mask_address,), (limit,) = _kept((mask,), x.dtype)
+        kernels.chunk_sums(address, mask_address, limit, *_base(base, x), squared, chunk, x, out)
         return out
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
@@ -176,7 +192,7 @@ class CpuOperations(Operations):
         return rank_limits(density, epsilon, row_length)
 
     def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
-        out = np.empty(x.size, np.uint8)
+        out = _empty(x.size, np.uint8)
         values = self._reuse("rank", x.dtype, limits.size)
         bits = values.view(_BITS[x.dtype])
         row_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
@@ -204,17 +220,17 @@ class CpuOperations(Operations):
         return out
 
     def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
-        out = np.empty_like(x)
+        out = _empty(x.size, x.dtype)
         row_kernels.row_scaled_magnitudes(x, base, np.asarray(factors, np.float64), row_length, out)
         return out
 
     def spread(self, x: Sequence[Array]) -> Array:
-        out = np.empty_like(x[0])
+        out = _empty(x[0].size, x[0].dtype)
         row_kernels.spread(_addresses(x), out)
         return out
 
     def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
-        out = np.empty_like(x)
+        out = _empty(x.size, x.dtype)
         row_kernels.step_towards(x, base, float(step), float(floor), out)
         return out
 
@@ -224,7 +240,7 @@ class CpuOperations(Operations):
         return list(zip(shared.tolist(), unique.tolist(), strict=True))
 
     def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
-        out = np.empty_like(base)
+        out = _empty(base.size, base.dtype)
         row_kernels.active_mean(_addresses(x), base, float(epsilon), np.array(gains, np.float64), out)
         return out
 
@@ -232,13 +248,47 @@ class CpuOperations(Operations):
         """Scratch that holds until the next call with the same use and type."""
         scratch = self._scratch.get((use, dtype))
         if scratch is None or scratch.size < size:
-            scratch = self._scratch[use, dtype] = np.empty(size, dtype)
+            scratch = self._scratch[use, dtype] = _empty(size, dtype)
         return scratch[:size]
 
 
 def _addresses(arrays: Sequence[Any]) -> NDArray[np.uintp]:
     """Where the arrays lie; 0 for None. The caller keeps them alive. They must be contiguous."""
     return np.array([0 if each is None else each.ctypes.data for each in arrays], np.uintp)
+
+
+def _kept(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArray[np.float64]]:
+    """Addresses of the masks that are written out, and the least magnitudes that the others keep."""
+    limits = [_least_kept(mask, dtype.itemsize) if isinstance(mask, Limit) else 0.0 for mask in masks]
+    return _addresses([None if isinstance(mask, Limit) else mask for mask in masks]), np.array(limits, np.float64)
+
+
+@lru_cache(maxsize=256)
+def _least_kept(limit: Limit, itemsize: int) -> float:
+    """The least float64 |x - base| that a limit keeps: the least that rounds to a kept value of the blocks' type.
+
+    The difference of two float32 values, rounded to float64 first, rounds to the same float32.
+    """
+    if itemsize == 8:
+        return limit.threshold if limit.inclusive else float(np.nextafter(limit.threshold, np.inf))
+    infinity = np.float32(np.inf)
+    least = np.float32(limit.threshold)
+    if not limit.inclusive:
+        least = np.nextafter(least, infinity)
+    if least == 0:
+        return 0.0
+    below = np.nextafter(least, np.float32(0))
+    upper = float(least) if least < infinity else 2.0**128
+    middle = (float(below) + upper) / 2
+    is_even = int(least.view(np.uint32)) % 2 == 0  # then the middle rounds up to it
+    return middle if is_even else float(np.nextafter(middle, np.inf))
+
+
+def _empty(size: int, dtype: Any) -> NDArray[Any]:
+    """An array that starts on a cache line: vectors that straddle two made kernels a third slower."""
+    memory = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
 
 
 def _base(base: Array | None, like: Array) -> tuple[Array, bool]:

@@ -22,6 +22,14 @@ TILE = 1024
 
 
 @jit
+def _aligned(size: Any, dtype: Any) -> Any:
+    """Scratch that starts on a cache line: vectors that straddle two made the loops over it a third slower."""
+    memory = np.empty(size + 16, dtype)
+    start = (64 - memory.ctypes.data % 64) % 64 // memory.itemsize
+    return memory[start : start + size]
+
+
+@jit
 def decode_bf16(raw: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] = np.uint32(raw[j]) << np.uint32(16)
@@ -112,7 +120,7 @@ def subtract(x: Any, base: Any, out: Any) -> None:
 @jit
 def weighted_sum(addresses: Any, coefficients: Any, out: Any) -> None:
     """Store sum c_k a_k, accumulated in float64 in the order of the inputs, rounded once."""
-    total = np.empty(TILE, np.float64)
+    total = _aligned(TILE, np.float64)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         for k in range(addresses.size):
@@ -128,7 +136,7 @@ def weighted_sum(addresses: Any, coefficients: Any, out: Any) -> None:
 
 
 @jit
-def _magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
+def magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
     if has_base:
         for j in range(out.size):
             out[j] = abs(x[j] - base[j])
@@ -140,11 +148,11 @@ def _magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
 @jit
 def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: Any) -> None:
     """1 where |x - base| exceeds the threshold, or equals it at an index below `cut`. NaN counts as large."""
-    values = np.empty(TILE, x.dtype)
+    values = _aligned(TILE, x.dtype)
     for start in range(0, out.size, TILE):
         end = min(start + TILE, out.size)
         magnitude = values[: end - start]
-        _magnitudes(x[start:end], base[start:end], has_base, magnitude)
+        magnitudes(x[start:end], base[start:end], has_base, magnitude)
         mask = out[start:end]
         if end <= cut:
             for j in range(mask.size):
@@ -159,12 +167,12 @@ def top_mask(x: Any, base: Any, has_base: Any, threshold: Any, cut: Any, out: An
 @jit
 def count_equal(x: Any, base: Any, has_base: Any, threshold: Any) -> Any:
     """How many |x - base| equal the threshold."""
-    values = np.empty(TILE, x.dtype)
+    values = _aligned(TILE, x.dtype)
     count: Any = 0
     for start in range(0, x.size, TILE):
         end = min(start + TILE, x.size)
         magnitude = values[: end - start]
-        _magnitudes(x[start:end], base[start:end], has_base, magnitude)
+        magnitudes(x[start:end], base[start:end], has_base, magnitude)
         found = np.int32(0)
         for j in range(magnitude.size):
             found += np.int32(magnitude[j] == threshold)
@@ -186,36 +194,57 @@ def index_after_equals(x: Any, base: Any, has_base: Any, threshold: Any, wanted:
 
 @jit
 def _fill_terms(
-    terms: Any, address: Any, mask_address: Any, coefficient: Any, base: Any, has_base: Any, start: Any, out: Any
+    terms: Any,
+    address: Any,
+    mask_address: Any,
+    limit: Any,
+    coefficient: Any,
+    base: Any,
+    has_base: Any,
+    start: Any,
+    out: Any,
 ) -> None:
-    """Store coefficient * (x - base) where the mask is set, else 0, for one tile; mask address 0: set everywhere."""
-    m = terms.size
-    x = carray(pointer(address, out), (out.size,))[start : start + m]
-    b = base[start : start + m]
-    if mask_address == 0:
-        if has_base:
-            for j in range(m):
-                terms[j] = coefficient * (np.float64(x[j]) - np.float64(b[j]))
-        else:
-            for j in range(m):
-                terms[j] = coefficient * np.float64(x[j])
+    """Store, for one tile, coefficient * (x - base), or 0 where |x - base| < limit or the mask is 0.
+
+    Mask address 0 keeps everything.
+    """
+    end = start + terms.size
+    x = carray(pointer(address, out), (out.size,))[start:end]
+    if has_base:
+        _fill_deltas(terms, x, base[start:end], limit, coefficient)
     else:
-        mask = carray(pointer(mask_address, np.empty(0, np.uint8)), (out.size,))[start : start + m]
-        for j in range(m):
-            d = np.float64(x[j]) - np.float64(b[j]) if has_base else np.float64(x[j])
-            terms[j] = coefficient * d if mask[j] != 0 else 0.0
+        for j in range(terms.size):
+            value = np.float64(x[j])
+            terms[j] = 0.0 if abs(value) < limit else coefficient * value
+    if mask_address != 0:
+        mask = carray(pointer(mask_address, np.empty(0, np.uint8)), (out.size,))[start:end]
+        for j in range(terms.size):
+            terms[j] = terms[j] if mask[j] != 0 else 0.0
 
 
 @jit
-def masked_sum(addresses: Any, masks: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, out: Any) -> None:
+def _fill_deltas(terms: Any, x: Any, base: Any, limit: Any, coefficient: Any) -> None:
+    if limit > 0.0:
+        for j in range(terms.size):
+            d = np.float64(x[j]) - np.float64(base[j])
+            terms[j] = 0.0 if abs(d) < limit else coefficient * d
+    else:
+        for j in range(terms.size):
+            terms[j] = coefficient * (np.float64(x[j]) - np.float64(base[j]))
+
+
+@jit
+def masked_sum(
+    addresses: Any, masks: Any, limits: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, out: Any
+) -> None:
     """Store base + factor * sum c_k m_k (x_k - base) in float64, rounded once; without a base it counts as 0."""
-    total = np.empty(TILE, np.float64)
-    terms = np.empty(TILE, np.float64)
+    total = _aligned(TILE, np.float64)
+    terms = _aligned(TILE, np.float64)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         total[:m] = 0.0
         for k in range(addresses.size):
-            _fill_terms(terms[:m], addresses[k], masks[k], coefficients[k], base, has_base, start, out)
+            _fill_terms(terms[:m], addresses[k], masks[k], limits[k], coefficients[k], base, has_base, start, out)
             for j in range(m):
                 total[j] += terms[j]
         _finish(total[:m], factor, base, has_base, start, out)
@@ -238,6 +267,7 @@ def _finish(total: Any, factor: Any, base: Any, has_base: Any, start: Any, out: 
 def elect(
     addresses: Any,
     masks: Any,
+    limits: Any,
     coefficients: Any,
     gains: Any,
     has_gains: Any,
@@ -257,15 +287,16 @@ def elect(
     `divide` the sum is divided by the sum of their weights, where that is larger than `tiny`.
     """
     count = addresses.size
-    terms = np.empty(count * TILE, np.float64)
-    scratch = np.empty((4, TILE), np.float64)
+    terms = _aligned(count * TILE, np.float64)
+    scratch = _aligned(4 * TILE, np.float64)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
-        votes, side, total, share = scratch[0, :m], scratch[1, :m], scratch[2, :m], scratch[3, :m]
+        votes, side = scratch[:m], scratch[TILE : TILE + m]
+        total, share = scratch[2 * TILE : 2 * TILE + m], scratch[3 * TILE : 3 * TILE + m]
         votes[:] = 0.0
         for k in range(count):
             row = terms[k * TILE : k * TILE + m]
-            _fill_terms(row, addresses[k], masks[k], coefficients[k], base, has_base, start, out)
+            _fill_terms(row, addresses[k], masks[k], limits[k], coefficients[k], base, has_base, start, out)
             _add_votes(row, count_votes, votes)
         for j in range(m):
             side[j] = -1.0 if votes[j] < 0.0 else 1.0
@@ -274,10 +305,16 @@ def elect(
             _add_winning(terms, weights, side, total, share)
         if has_gains:
             _add_gained(terms, gains, side, total)
-        for j in range(m):
-            divisor = share[j] if divide and abs(share[j]) > tiny else 1.0
-            total[j] = side[j] * total[j] / divisor
-        _finish(total, factor, base, has_base, start, out)
+        least = tiny if divide else np.inf
+        result, b = out[start : start + m], base[start : start + m]
+        if has_base:
+            for j in range(m):  # the division's latency hides behind the other work
+                divisor = share[j] if abs(share[j]) > least else 1.0
+                result[j] = np.float64(b[j]) + factor * (side[j] * total[j] / divisor)
+        else:
+            for j in range(m):
+                divisor = share[j] if abs(share[j]) > least else 1.0
+                result[j] = factor * (side[j] * total[j] / divisor)
 
 
 @jit
@@ -294,14 +331,18 @@ def _add_votes(terms: Any, count_votes: Any, votes: Any) -> None:
 def _add_winning(terms: Any, weights: Any, side: Any, total: Any, share: Any) -> None:
     """Sums over the terms on the elected side: of their magnitudes, NaN included, and of their weights."""
     m = side.size
-    total[:] = 0.0
-    share[:] = 0.0
-    for k in range(weights.size):
+    first = terms[:m]
+    w = weights[0]
+    for j in range(m):
+        term = first[j] * side[j]
+        total[j] = 0.0 if term < 0.0 else term  # noqa: FURB136  max() would drop a NaN
+        share[j] = w if term > 0.0 else 0.0
+    for k in range(1, weights.size):
         row = terms[k * TILE : k * TILE + m]
         w = weights[k]
         for j in range(m):
             term = row[j] * side[j]
-            total[j] += 0.0 if term < 0.0 else term  # noqa: FURB136  max() would drop a NaN
+            total[j] += 0.0 if term < 0.0 else term  # noqa: FURB136
             share[j] += w if term > 0.0 else 0.0
 
 
@@ -339,7 +380,7 @@ def histogram_high(
     by = bits.dtype.type(shift)
     for start in range(0, x.size, step):
         end = min(start + take, x.size)
-        _magnitudes(x[start:end], base[start:end], has_base, values[: end - start])
+        magnitudes(x[start:end], base[start:end], has_base, values[: end - start])
         for j in range(end - start):
             out[bits[j] >> by] += 1
 
@@ -351,7 +392,7 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
     Few elements should fall into the table: they are gathered first, without a branch to predict.
     """
     bins = out.size - 1
-    found = np.empty(TILE, bits.dtype)
+    found = _aligned(TILE, bits.dtype)
     first = bits.dtype.type(low)
     by = bits.dtype.type(shift)
     last = bits.dtype.type(low + ((bins << shift) - 1))
@@ -360,7 +401,7 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
     for start in range(0, x.size, TILE):
         end = min(start + TILE, x.size)
         m = end - start
-        _magnitudes(x[start:end], base[start:end], has_base, values[:m])
+        magnitudes(x[start:end], base[start:end], has_base, values[:m])
         over = np.int32(0)
         for j in range(m):
             over += np.int32(bits[j] > last)
@@ -380,15 +421,15 @@ def chunk_gram(addresses: Any, base: Any, has_base: Any, chunk: Any, like: Any, 
     """Store in out[i] the dot products of all x_k - base over the i-th chunk: 64 lanes, then those pairwise."""
     count = addresses.size
     n = like.size
-    deltas = np.empty((count, TILE), np.float64)
-    lanes = np.empty((count, count, LANES), np.float64)
+    deltas = _aligned(count * TILE, np.float64).reshape(count, TILE)
+    lanes = _aligned(count * count * LANES, np.float64).reshape(count, count, LANES)
     for i in range(out.shape[0]):
         lanes[:] = 0.0
         last = min(n, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
             for k in range(count):
-                _fill_terms(deltas[k, :m], addresses[k], 0, 1.0, base, has_base, start, like)
+                _fill_terms(deltas[k, :m], addresses[k], 0, 0.0, 1.0, base, has_base, start, like)
             for k in range(count):
                 for other in range(k + 1):
                     _add_products(lanes[k, other], deltas[k, :m], deltas[other, :m])
@@ -399,19 +440,20 @@ def chunk_gram(addresses: Any, base: Any, has_base: Any, chunk: Any, like: Any, 
 
 @jit
 def chunk_sums(
-    address: Any, mask: Any, base: Any, has_base: Any, squared: Any, chunk: Any, like: Any, out: Any
+    address: Any, mask: Any, limit: Any, base: Any, has_base: Any, squared: Any, chunk: Any, like: Any, out: Any
 ) -> None:
     """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
     n = like.size
-    terms = np.empty(TILE, np.float64)
-    others = np.ones(TILE, np.float64)
-    lanes = np.empty(LANES, np.float64)
+    terms = _aligned(TILE, np.float64)
+    others = _aligned(TILE, np.float64)
+    others[:] = 1.0
+    lanes = _aligned(LANES, np.float64)
     for i in range(out.size):
         lanes[:] = 0.0
         last = min(n, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
-            _fill_terms(terms[:m], address, mask, 1.0, base, has_base, start, like)
+            _fill_terms(terms[:m], address, mask, limit, 1.0, base, has_base, start, like)
             for j in range(m):
                 terms[j] = abs(terms[j])
             if squared:
@@ -449,12 +491,21 @@ def _add_lanes(lanes: Any) -> Any:
 
 
 @jit
-def random_mask(key: Any, first: Any, low: Any, out: Any) -> None:
-    """1 where the random bits of element first + j lie below `low`: the definition is random_bits.element_bits."""
-    golden = np.uint64(GOLDEN)
+def random_bits(key: Any, first: Any, out: Any) -> None:
+    """The bits of elements from `first` on: the definition is random_bits.element_bits."""
     for j in range(out.size):
-        z = key + (first + np.uint64(j) + np.uint64(1)) * golden
+        z = key + (first + np.uint64(j) + np.uint64(1)) * np.uint64(GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
-        z = z ^ (z >> np.uint64(31))
-        out[j] = np.uint8(z < low)
+        out[j] = z ^ (z >> np.uint64(31))
+
+
+@jit
+def random_mask(key: Any, first: Any, low: Any, out: Any) -> None:
+    """1 where the random bits of element first + j lie below `low`."""
+    bits = _aligned(TILE, np.uint64)
+    for start in range(0, out.size, TILE):
+        mask = out[start : start + TILE]
+        random_bits(key, first + np.uint64(start), bits[: mask.size])
+        for j in range(mask.size):
+            mask[j] = bits[j] < low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymerge.compute.sums import CHUNK_ELEMENTS
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguous, float32 or (wide) float64
-Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element
+Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element; or a Limit
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
 SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements: a vector's worth from every row of a matrix
@@ -23,6 +24,17 @@ VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of the winning ones 
 WEIGHT_ROUNDING = (
     2.0**-40
 )  # a sum of weights below this share of their magnitudes is 0 but for rounding: 0.1 + 0.2 - 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A mask that need not be written out: keeps |x - base| above the threshold, or equal to it if `inclusive`.
+
+    For arguments named `mask` or `masks` beside the x and the base that are meant.
+    """
+
+    threshold: float
+    inclusive: bool
 
 
 def open_operations(device: str = "cpu") -> Operations:
@@ -145,7 +157,7 @@ class Operations(ABC):
 
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
-        """What `kept` keeps and `dropped` does not."""
+        """What `kept` keeps and `dropped` does not, neither of them a Limit."""
 
     @abstractmethod
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:

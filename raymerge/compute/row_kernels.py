@@ -10,8 +10,8 @@ from raymerge.compute.jit import carray, jit, pointer  # first: it settles numba
 
 import numpy as np
 
+from raymerge.compute.kernels import magnitudes, random_bits
 from raymerge.compute.operations import PROBABILITY_FLOOR
-from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2
 
 RADIX_BITS = 11  # 2048 counters stay in the first-level cache
 
@@ -30,10 +30,11 @@ def rank_mask(
     spare_order = np.empty(row_length, np.uint32)
     keys = np.empty(row_length, bits.dtype)
     spare_keys = np.empty(row_length, bits.dtype)
+    draws = np.empty(row_length, np.uint64)
     counts = np.empty(1 << RADIX_BITS, np.uint32)
     for start in range(0, out.size, row_length):
-        for j in range(row_length):
-            values[j] = abs(x[start + j] - base[start + j]) if has_base else abs(x[start + j])
+        end = start + row_length
+        magnitudes(x[start:end], base[start:end], has_base, values)
         for j in range(row_length):
             keys[j] = ~bits[j]
             order[j] = j
@@ -43,13 +44,11 @@ def rank_mask(
                 keys, spare_keys = spare_keys, keys
                 order, spare_order = spare_order, order
             shift += RADIX_BITS
+        random_bits(key, first + np.uint64(start), draws)
+        mask = out[start : start + row_length]
         for place in range(row_length):
-            e = start + np.int64(order[place])
-            z = key + (first + np.uint64(e) + np.uint64(1)) * np.uint64(GOLDEN)
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
-            z = z ^ (z >> np.uint64(31))
-            out[e] = np.uint8(z < limits[place])
+            e = order[place]
+            mask[e] = draws[e] < limits[place]
 
 
 @jit

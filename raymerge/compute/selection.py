@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raymerge.compute.operations import Limit
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -184,8 +186,17 @@ class TopKeeper:
         self._keeps_all_equal = threshold.keep_equal == threshold.equal
 
     def mask(self, operations: Operations, x: Array, base: Array | None) -> Mask:
+        """The mask of the next block, written out."""
         value = self._threshold.value
         return operations.top_mask(x, base, value, self._cut(operations, x, base, value))
+
+    def keep(self, operations: Operations, x: Array, base: Array | None) -> Mask:
+        """The mask of the next block, as a Limit unless it ends between equals."""
+        value = self._threshold.value
+        cut = self._cut(operations, x, base, value)
+        if 0 < cut < len(x):
+            return operations.top_mask(x, base, value, cut)
+        return Limit(threshold=value, inclusive=cut > 0)
 
     def _cut(self, operations: Operations, x: Array, base: Array | None, value: float) -> int:
         if self._keeps_all_equal:

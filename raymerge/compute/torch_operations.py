@@ -16,6 +16,7 @@ from raymerge.compute.operations import (
     WEIGHT_ROUNDING,
     Array,
     Buffer,
+    Limit,
     Mask,
     Operations,
 )
@@ -246,6 +247,10 @@ def _bits(magnitudes: Array) -> Array:
 
 def _term(x: Array, base: Array | None, mask: Mask, coefficient: float) -> Array:
     term = float(coefficient) * (x.double() if base is None else x.double() - base.double())
+    if isinstance(mask, Limit):
+        magnitude = _magnitudes(x, base)
+        dropped = magnitude < mask.threshold if mask.inclusive else magnitude <= mask.threshold
+        return torch.where(dropped, 0.0, term)
     return term if mask is None else torch.where(mask != 0, term, 0.0)
 
 

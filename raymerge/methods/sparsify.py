@@ -67,7 +67,7 @@ def _keep_top(threshold: Threshold) -> Keeper:
     keeper = TopKeeper(threshold)
 
     def keep(block: Block, i: int) -> Mask:
-        return keeper.mask(block.operations, block.x[i], block.base)
+        return keeper.keep(block.operations, block.x[i], block.base)
 
     return keep
 
@@ -102,12 +102,13 @@ def _band(density: float, gamma: float, n: int) -> tuple[int, int]:
 
 
 def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
-    inner = _keep_top(dropped) if dropped else None
-    outer = _keep_top(kept) if kept else _keep_all
+    if dropped is None:
+        return _keep_top(kept) if kept else _keep_all
+    inner, outer = TopKeeper(dropped), TopKeeper(kept) if kept else None
 
     def keep(block: Block, i: int) -> Mask:
-        within = outer(block, i)
-        return within if inner is None else block.operations.mask_difference(within, inner(block, i))
+        within = outer.mask(block.operations, block.x[i], block.base) if outer else None
+        return block.operations.mask_difference(within, inner.mask(block.operations, block.x[i], block.base))
 
     return keep
 

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from method_harness import to_numpy
 
 from raymerge.compute import open_operations, selection
+from raymerge.compute.operations import Limit
 from raymerge.compute.selection import Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.dtypes import DType
 
@@ -142,3 +143,23 @@ def test_nan_counts_as_the_largest() -> None:
 )
 def test_kept_counts(density: float, count: int, kept: int) -> None:
     assert kept_count(density, count) == kept
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(np.uint32, 2 * 65, elements=st.integers(0, 0x7F7FFFFF) | st.integers(0x3F800000, 0x3F80000F)),
+    st.integers(0, 64),
+    st.integers(-1, 1),
+    st.booleans(),
+)
+def test_a_limit_keeps_what_its_mask_keeps(bits: np.ndarray, place: int, off: int, inclusive: bool) -> None:
+    """Though it looks at float64 differences: of float32 values whose difference rounds to the threshold, or beside it."""
+    x, base = bits.view(np.float32).reshape(2, 65)
+    with np.errstate(over="ignore"):
+        magnitude = np.abs(x[place] - base[place])
+    threshold = np.nextafter(magnitude, np.float32(np.inf if off > 0 else 0)) if off else magnitude
+    operations = open_operations()
+    mask = operations.top_mask(x, base, float(threshold), 65 if inclusive else 0)
+    limit = Limit(threshold=float(threshold), inclusive=inclusive)
+    kept = [operations.masked_sum([x], base, [each], [1.0]) for each in (mask, limit)]
+    assert kept[0].tobytes() == kept[1].tobytes()
