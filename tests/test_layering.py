@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("reporting",),
     ("running",),
-    ("output", "execute", "merging"),
+    ("output", "execute", "merging", "submit"),
     ("opening", "options"),
     ("planning",),
     ("methods", "recipe", "checkpoint"),
@@ -35,7 +35,7 @@ UPWARD = {("storage", "raymerge.checkpoint.nouns")}
 
 # Library -> the folders that may import it, inside functions too.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "ray": ("raymerge/execute/ray/",),
+    "ray": ("raymerge/execute/ray/", "raymerge/submit/ray_jobs.py"),
     "yaml": ("raymerge/recipe/",),
     "pydantic": ("raymerge/recipe/",),
     "numba": ("raymerge/compute/",),
@@ -101,6 +101,8 @@ def breaches(path: str, source: str) -> list[str]:
         ("raymerge/storage/local.py", "from raymerge.checkpoint.header import read_header", 2),
         ("raymerge/planning/build.py", "def plan():\n    import yaml", 1),
         ("raymerge/execute/inline.py", "from ray import remote", 2),
+        ("raymerge/submit/ray_jobs.py", "from ray.job_submission import JobSubmissionClient", 0),
+        ("raymerge/submit/request.py", "import ray", 1),
         ("raymerge/compute/cache.py", "from raymerge import version", 0),
         ("raymerge/compute/cache.py", "from raymerge import load_recipe", 1),
         ("raymerge/errors.py", "import raymerge", 1),

@@ -19,6 +19,28 @@ def to_yaml(mapping: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=120)
 
 
+def to_yaml_documents(*mappings: Mapping[str, Any]) -> str:
+    """Several documents in one text, keys in their order; texts of several lines stand as they are, in blocks."""
+    documents = [dict(mapping) for mapping in mappings]
+    return yaml.dump_all(
+        documents, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=120, explicit_start=True
+    )
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and repeats what would be an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def _block_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_BlockDumper.add_representer(str, _block_text)
+
+
 def shareable_recipe(text: str, rename: Callable[[str], str | None]) -> str:
     """The recipe in `text` with every value that is a local path or a private URL replaced by `rename`'s answer.
 

@@ -1,4 +1,4 @@
-"""Makes gcp_instance.schema.json: what Compute Engine accepts for an instance, from the API's public discovery document.
+"""Makes gcp_instance.schema.json: an instance of Compute Engine, from the API's discovery document.
 
 pip download --no-deps google-api-python-client==2.202.0 && unzip google_api_python_client-*.whl
 python make_gcp_schema.py googleapiclient/discovery_cache/documents/compute.v1.json > gcp_instance.schema.json
@@ -15,7 +15,7 @@ ROOT = "Instance"
 
 
 def strict(value: dict[str, Any]) -> dict[str, Any]:
-    """A value of the discovery document as a JSON schema that knows no other keys; what only answers hold is left out."""
+    """A value of the discovery document as a JSON schema without other keys; what only answers hold is left out."""
     if "$ref" in value:
         return {"$ref": f"#/definitions/{value['$ref']}"}
     if value.get("type") == "any":
@@ -52,7 +52,7 @@ def main(document: Path) -> None:
         definitions |= {name: strict(schemas[name]) for name in missing}
         missing = references(definitions) - set(definitions)
     schema = {"$ref": f"#/definitions/{ROOT}", "definitions": dict(sorted(definitions.items()))}
-    print(json.dumps(schema, separators=(",", ":")))
+    sys.stdout.write(json.dumps(schema, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
