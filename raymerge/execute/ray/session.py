@@ -205,4 +205,20 @@ def _quiet_ray() -> Iterator[None]:
         logger.setLevel(level)
         if printed is not None:
             setattr(worker, switch, printed)
-        _set_variable(_AUTH_MODE, auth_mode)
+        if os.environ.get(_AUTH_MODE) != auth_mode:
+            _set_variable(_AUTH_MODE, auth_mode)
+            _forget_authentication()
+
+
+def _forget_authentication() -> None:
+    """Let a later Ray of this process read the environment again.
+
+    Otherwise it would go on asking the workers of a cluster without tokens for one, and never hear from them.
+    """
+    from ray import _raylet
+
+    config: Any = getattr(_raylet, "Config", None)
+    loader: Any = getattr(_raylet, "AuthenticationTokenLoader", None)
+    if config is not None and loader is not None:
+        config.initialize("")  # before the cache: a thread that still ends would read a token under the old mode
+        loader.instance().reset_cache()
