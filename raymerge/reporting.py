@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from raymerge.events import Event, Message, RunFinished, RunStarted, TaskRetried
 from raymerge.output.journal import Destination
 from raymerge.planning.nouns import Plan, ShardReceipt
-from raymerge.running import ShardWork
+from raymerge.running import ShardWork, needs_survey
+from raymerge.sizes import format_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,10 @@ class Watch:
         nonfinite = {name: count for receipt in receipts for name, count in receipt.nonfinite}
         for name, count in nonfinite.items():
             self._on_event(Message(text=f"{name}: {count} results are not finite", level="warning"))
+        read_back = sum(receipt.read_back_bytes for receipt in receipts)
+        if read_back:
+            text = "were read back for their checksum: the store tells none of what it copies"
+            self._on_event(Message(text=f"{format_size(read_back)} {text}"))
         result = MergeResult(
             out=destination.out,
             plan_digest=planned.digest,
@@ -83,6 +88,6 @@ def run_started(planned: Plan, destination: Destination, work: Sequence[ShardWor
         out=destination.out,
         shard_count=len(planned.shards),
         kept_count=len(destination.kept),
-        read_bytes=sum(shard.read_bytes for shard in to_make),
+        read_bytes=sum(shard.read_bytes for shard in to_make) + (planned.survey_bytes if needs_survey(planned, work) else 0),
         write_bytes=sum(shard.tensor_bytes for shard in to_make),
     )

@@ -54,7 +54,13 @@ def start_merge(
     **options: Any,
 ) -> subprocess.Popen[bytes]:
     """A merge in a process group of its own; `seconds_per_tensor` slows inline merges down."""
-    code = SLOW_MERGE.format(seconds=seconds_per_tensor)
+    return start_code(SLOW_MERGE.format(seconds=seconds_per_tensor), recipe, out, env=env, **options)
+
+
+def start_code(
+    code: str, recipe: Mapping[str, Any], out: str | Path, *, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Python code in a process group of its own; it finds recipe, output and options as JSON in sys.argv."""
     command = [sys.executable, "-c", code, json.dumps(recipe), str(out), json.dumps(options)]
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, **(env or {})})
 

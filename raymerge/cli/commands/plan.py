@@ -17,7 +17,9 @@ from raymerge.cli.screens.plan import Surroundings, plan_screen, plan_values
 from raymerge.cli.screens.text import plural
 from raymerge.cli.terminal import failures_reported, open_terminal
 from raymerge.output.journal import Destination, inspect_destination
-from raymerge.storage import normalize_url
+from raymerge.planning.copies import Movement, movement
+from raymerge.planning.nouns import Plan
+from raymerge.storage import is_local, normalize_url, store_for
 
 OptionalOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where the merge would go; it is probed, not written.")
@@ -76,12 +78,19 @@ def plan(
             free_bytes=free_bytes(target),
             host_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             resume=resume_text(inspect_destination(made, normalize_url(target), overwrite=overwrite)) if target else "",
+            movement=store_movement(made, target),
             task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus or compatibility.threads),
         )
         if json:
             terminal.json_line(plan_values(made, around))
         elif not quiet:
             terminal.result(plan_screen(made, around))
+
+
+def store_movement(made: Plan, out: str | None) -> Movement | None:
+    """What moves, and what the store of `out` copies by itself; None for no output, and for a disk, where all moves."""
+    url = normalize_url(out) if out is not None else ""
+    return None if is_local(url) else movement(made.shards, store_for(url))
 
 
 def resume_text(found: Destination) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.cli.screens.problems import warning_list
 from raymerge.cli.screens.text import duration, element_count, grid, plural, value
+from raymerge.planning.copies import Movement
 from raymerge.planning.nouns import LedgerLine, ParameterRow, Plan, ShardTask
 from raymerge.sizes import format_size
 
@@ -28,7 +29,8 @@ _ASSUMED_BYTES_PER_SECOND = 100e6
 class Surroundings:
     """What the plan's screen says beside the plan: `seconds` planning took, free bytes at `out`, what resume finds.
 
-    `out` is "" where no output was named; `free_bytes` and `host_bytes` are None where nobody can say.
+    `out` is "" where no output was named; `movement` is given where it is in an object store; `free_bytes` and
+    `host_bytes` are None where nobody can say.
     """
 
     seconds: float
@@ -37,6 +39,7 @@ class Surroundings:
     host_bytes: int | None = None
     task_count: int = 1
     resume: str = ""
+    movement: Movement | None = None
 
 
 def plan_screen(plan: Plan, around: Surroundings) -> RenderableType:
@@ -150,9 +153,19 @@ def _figures(plan: Plan, around: Surroundings) -> RenderableType:
     shards = f"{plural(len(plan.shards), 'shard')}, {format_size(plan.output_bytes)}"
     table.add_row("tensors", tensors, "output", Text(f"{around.out}  {shards}" if around.out else shards))
     table.add_row("memory", _memory(plan, around), "disk", _disk(plan, around))
-    minutes = duration(plan.read_bytes / _ASSUMED_BYTES_PER_SECOND)
-    table.add_row("resume", around.resume or "-", "reads", f"{format_size(plan.read_bytes)}, {minutes} at 100 MB/s")
+    moved = around.movement
+    reads = moved.read_bytes if moved is not None else plan.read_bytes
+    minutes = duration(reads / _ASSUMED_BYTES_PER_SECOND)
+    table.add_row("resume", around.resume or "-", "reads", f"{format_size(reads)}, {minutes} at 100 MB/s")
+    if moved is not None and moved.copied_bytes:
+        table.add_row("copies", _copies(moved), "writes", format_size(moved.written_bytes))
     return table
+
+
+def _copies(moved: Movement) -> str:
+    """Shares are rounded down: what is not all is not called all."""
+    percent = moved.copied_bytes * 10_000 // moved.output_bytes / 100
+    return f"{format_size(moved.copied_bytes)} inside the store ({percent:.2f}%)"
 
 
 def fate_counts(ledger: Iterable[LedgerLine]) -> dict[str, int]:
@@ -196,6 +209,7 @@ def plan_values(plan: Plan, around: Surroundings) -> dict[str, Any]:
         "tensor_count": plan.tensor_count,
         "read_bytes": plan.read_bytes,
         "output_bytes": plan.output_bytes,
+        "movement": _movement_values(around.movement),
         "free_bytes": around.free_bytes,
         "resume": around.resume,
         "base": plan.base.reference if plan.base else None,
@@ -206,6 +220,17 @@ def plan_values(plan: Plan, around: Surroundings) -> dict[str, Any]:
         "shards": [_shard_values(shard) for shard in plan.shards],
         "warnings": [asdict(problem) for problem in plan.warnings],
         "output_config": dict(plan.output_config),
+    }
+
+
+def _movement_values(moved: Movement | None) -> dict[str, int | float] | None:
+    if moved is None:
+        return None
+    return {
+        "copied_bytes": moved.copied_bytes,
+        "copied_share": moved.copied_share,
+        "read_bytes": moved.read_bytes,
+        "written_bytes": moved.written_bytes,
     }
 
 
