@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from raymerge.compute import kernels, row_kernels  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute import kernels, row_kernels, type_kernels  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,9 @@ class CpuOperations(Operations):
             out = _empty(stored.size, np.float64 if wide else np.float32)
         if dtype in _16_BIT and out.dtype == np.float32:
             if dtype is DType.BF16:
-                kernels.decode_bf16(stored, out.view(np.uint32))
+                type_kernels.decode_bf16(stored, out.view(np.uint32))
             else:
-                kernels.decode_f16(stored, out, out.view(np.uint32))
+                type_kernels.decode_f16(stored, out, out.view(np.uint32))
             return out
         if dtype in _16_BIT:
             stored = self.decode(raw, dtype, self._reuse("decode", np.float32, stored.size))
@@ -55,19 +55,21 @@ class CpuOperations(Operations):
     def encode(self, array: Array, dtype: DType, out: Buffer) -> int:
         stored = np.frombuffer(out, _STORED[dtype])
         if dtype is DType.BF16:
-            return int(kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
+            return int(type_kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
         if dtype is DType.F16:
             small = self._reuse("small", np.float32, array.size)
-            return int(kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32)))
+            return int(
+                type_kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32))
+            )
         with np.errstate(all="ignore"):
             np.copyto(stored, array, casting="same_kind")
-        return int(kernels.count_nonfinite(stored))
+        return int(type_kernels.count_nonfinite(stored))
 
     def _narrow(self, array: NDArray[Any]) -> NDArray[np.float32]:
         if array.dtype == np.float32:
             return array
         narrow = self._reuse("encode", np.float32, array.size)
-        kernels.narrow_to_odd(array, narrow, narrow.view(np.uint32))
+        type_kernels.narrow_to_odd(array, narrow, narrow.view(np.uint32))
         return narrow
 
     def deltas(self, x: Sequence[Array], base: Array) -> tuple[Array, ...]:

@@ -153,7 +153,7 @@ def test_kept_counts(density: float, count: int, kept: int) -> None:
     st.booleans(),
 )
 def test_a_limit_keeps_what_its_mask_keeps(bits: np.ndarray, place: int, off: int, inclusive: bool) -> None:
-    """Though it looks at float64 differences: of float32 values whose difference rounds to the threshold, or beside it."""
+    """Though it looks at float64 differences, of float32 values whose own difference rounds to the threshold."""
     x, base = bits.view(np.float32).reshape(2, 65)
     with np.errstate(over="ignore"):
         magnitude = np.abs(x[place] - base[place])
