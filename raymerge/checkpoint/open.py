@@ -12,10 +12,11 @@ from raymerge.checkpoint.header import LENGTH_BYTES, Entry, header_nbytes, parse
 from raymerge.checkpoint.layout import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
-    INDEX_NAME,
+    PICKLES,
     WeightLayout,
     adapter_problem,
     side_files,
+    weight_format,
     weight_layout,
 )
 from raymerge.checkpoint.locate import Location, locate
@@ -52,7 +53,8 @@ def read_checkpoint(location: Location, *, display: str) -> Checkpoint:
     store = store_for(location.url)
     infos = _listing(store, location)
     config = _config(store, infos, display=display)
-    index = _read(store, infos[INDEX_NAME], _MAX_INDEX_BYTES) if INDEX_NAME in infos else None
+    index_name = weight_format(infos).index_name
+    index = _read(store, infos[index_name], _MAX_INDEX_BYTES) if index_name in infos else None
     layout = weight_layout(tuple(infos), index, display=display)
     files = _weight_files(store, infos, layout, display=display)
     tensors, notes = _tensors(files, layout, display=display)
@@ -117,13 +119,14 @@ def _weight_files(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(
             Problem(
-                subject=f"{display}/{INDEX_NAME}",
+                subject=f"{display}/{layout.format.index_name}",
                 message=f"names {missing[0]}{more}, which is not in the folder",
                 remedy="complete the download",
             )
         )
     with ThreadPoolExecutor(_CONCURRENT_HEADERS) as pool:
-        jobs = [pool.submit(_weight_file, store, name, infos[name], display) for name in layout.file_names]
+        describe = _pickled_file if layout.format is PICKLES else _weight_file
+        jobs = [pool.submit(describe, store, name, infos[name], display) for name in layout.file_names]
         return tuple(job.result() for job in jobs)
 
 
@@ -131,9 +134,19 @@ def _weight_file(store: Store, name: str, info: ObjectInfo, display: str) -> _We
     subject = f"{display}/{name}"
     header = read_header(store, info, subject)
     entries, _ = parse_header(header, info.nbytes, subject)
+    return _WeightFile(name=name, source=_source(info, header), entries=entries)
+
+
+def _pickled_file(store: Store, name: str, info: ObjectInfo, display: str) -> _WeightFile:
+    from raymerge.checkpoint.pickled import read_pickled
+
+    entries, pickle = read_pickled(store, info, f"{display}/{name}")
+    return _WeightFile(name=name, source=_source(info, pickle), entries=entries)
+
+
+def _source(info: ObjectInfo, header: bytes) -> SourceFile:
     identity = info.identity or _identity_on_disk(info, header)
-    source = SourceFile(url=info.url, nbytes=info.nbytes, version=info.version, identity=identity)
-    return _WeightFile(name=name, source=source, entries=entries)
+    return SourceFile(url=info.url, nbytes=info.nbytes, version=info.version, identity=identity)
 
 
 def read_header(store: Store, info: ObjectInfo, subject: str) -> bytes:
@@ -173,7 +186,7 @@ def _tensors(
     if layout.weight_map is None:
         extra = []
     else:
-        problems += _index_faults(layout.weight_map, file_of, display=display)
+        problems += _index_faults(layout.weight_map, file_of, subject=f"{display}/{layout.format.index_name}")
         extra = [name for name in tensors if name not in layout.weight_map]
     if problems:
         raise CheckpointError(*problems)
@@ -183,7 +196,7 @@ def _tensors(
     return tensors, (f"{extra[0]}{more} in the weight files but not in the index: used like the others",)
 
 
-def _index_faults(weight_map: Mapping[str, str], file_of: Mapping[str, str], *, display: str) -> list[Problem]:
+def _index_faults(weight_map: Mapping[str, str], file_of: Mapping[str, str], *, subject: str) -> list[Problem]:
     """One problem per file whose listed tensors are not in it."""
     misplaced: dict[str, list[str]] = {}
     for tensor, file_name in weight_map.items():
@@ -196,7 +209,7 @@ def _index_faults(weight_map: Mapping[str, str], file_of: Mapping[str, str], *, 
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         problems.append(
             Problem(
-                subject=f"{display}/{INDEX_NAME}",
+                subject=subject,
                 message=f"tensor {names[0]!r}{more} is listed in {file_name}, {place}",
                 remedy="download the folder again, or write the index again",
             )

@@ -179,9 +179,15 @@ def test_weights_without_a_config(refused: Callable[..., str], models: Any) -> N
     refused(models.recipe(), str(models.a), "config.json")
 
 
-def test_pickles_only(refused: Callable[..., str], models: Any) -> None:
+def test_a_file_that_is_no_pickle(refused: Callable[..., str], models: Any) -> None:
     (models.a / "model.safetensors").rename(models.a / "pytorch_model.bin")
-    refused(models.recipe(), str(models.a), "pytorch_model.bin", "safetensors")
+    refused(models.recipe(), str(models.a), "pytorch_model.bin", "is not a file of torch.save")
+
+
+def test_a_pickle_that_runs_something(refused: Callable[..., str], models: Any, tmp_path: Path) -> None:
+    (models.a / "model.safetensors").unlink()
+    (models.a / "pytorch_model.bin").write_bytes(b"\x80\x02cposix\nsystem\nX\x08\x00\x00\x00touch ow\x85R.")
+    refused(models.recipe(), str(models.a), "pytorch_model.bin", "names 'posix.system'", "nothing of it was run")
 
 
 def test_quantized_codes_are_never_merged(refused: Callable[..., str], models: Any) -> None:

@@ -267,8 +267,8 @@ def folder_with(tmp_path, *names, config=True):
         (("README.md",), False, "has no config.json; name the folder that holds config.json"),
         (("adapter_config.json", "adapter_model.safetensors"), False, "is an adapter .*BASE[+]MODEL"),
         (("adapter_config.json", "adapter_model.safetensors"), True, "is an adapter .*BASE[+]MODEL"),
-        (("pytorch_model.bin",), True, "holds pytorch_model.bin and no safetensors; .*cannot be merged yet"),
-        (("a.pt", "b.pt"), True, "holds a.pt and 1 more and no safetensors"),
+        (("training_args.bin",), True, "holds training_args.bin; only .* can be merged"),
+        (("a.pt", "b.pt"), True, "holds a.pt and 1 more; only .* can be merged"),
         (("model.gguf",), True, "holds model.gguf"),
     ],
 )  # fmt: skip
