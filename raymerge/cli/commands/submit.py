@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from raymerge.cli import options
 from raymerge.cli.commands.merge import merge
@@ -192,16 +193,23 @@ def _follow(terminal: Terminal, place: _Place, job_id: str) -> int:
     try:
         state = follow(_server(place), job_id, show=_show, note=terminal.note)
     except KeyboardInterrupt:
-        again = f"raymerge submit --attach {shlex.quote(job_id)} {place.options}"
-        stop = f"kubectl delete rayjob {job_id}" if place.kuberay else f"ray job stop {job_id} {place.options}"
-        text = f"detached; the job goes on\n      follow  {again}\n      stop    {stop}"
-        terminal.note(text, level="warning")
+        _report_detached(terminal, place, job_id)
         return INTERRUPTED
     code = exit_code(state)
     if code or not terminal.json:
         told = f": {state.message}" if state.message and code else ""
         terminal.note(f"job {job_id} {state.status.value}{told}", level="warning" if code else "note")
     return code
+
+
+def _report_detached(terminal: Terminal, place: _Place, job_id: str) -> None:
+    follow = f"raymerge submit --attach {job_id} {place.options}"
+    stop = f"kubectl delete rayjob {job_id}" if place.kuberay else f"ray job stop {job_id} {place.options}"
+    if terminal.json:
+        terminal.json_line({"event": "detached", "job": job_id, "follow": follow, "stop": stop})
+    else:
+        text = f"detached; the job goes on\n  follow  {follow}\n  stop    {stop}"
+        terminal.err.print(Text(text, style="yellow"), soft_wrap=True)  # whole lines, to be copied
 
 
 def _server(place: _Place) -> Any:
