@@ -17,7 +17,7 @@ def add_product(values: Any, start: Any, left: Any, right: Any, scale: Any, out:
 
     Sums are float64, over the inner dimension in its order, and rounded once: they depend on no block's place.
     """
-    rank, columns = right.shape
+    columns = right.shape[1]
     total = np.empty(_TILE, np.float64)
     done: Any = 0
     while done < out.size:

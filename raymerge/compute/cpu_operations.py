@@ -271,19 +271,20 @@ def _least_kept(limit: Limit, itemsize: int) -> float:
 
     The difference of two float32 values, rounded to float64 first, rounds to the same float32.
     """
-    if itemsize == 8:
-        return limit.threshold if limit.inclusive else float(np.nextafter(limit.threshold, np.inf))
-    infinity = np.float32(np.inf)
-    least = np.float32(limit.threshold)
-    if not limit.inclusive:
-        least = np.nextafter(least, infinity)
-    if least == 0:
-        return 0.0
-    below = np.nextafter(least, np.float32(0))
-    upper = float(least) if least < infinity else 2.0**128
-    middle = (float(below) + upper) / 2
-    is_even = int(least.view(np.uint32)) % 2 == 0  # then the middle rounds up to it
-    return middle if is_even else float(np.nextafter(middle, np.inf))
+    with np.errstate(all="ignore"):
+        if itemsize == 8:
+            return limit.threshold if limit.inclusive else float(np.nextafter(limit.threshold, np.inf))
+        infinity = np.float32(np.inf)
+        least = np.float32(limit.threshold)
+        if not limit.inclusive:
+            least = np.nextafter(least, infinity)
+        if least == 0:
+            return 0.0
+        below = np.nextafter(least, np.float32(0))
+        upper = float(least) if least < infinity else 2.0**128
+        middle = (float(below) + upper) / 2
+        is_even = int(least.view(np.uint32)) % 2 == 0  # then the middle rounds up to it
+        return middle if is_even else float(np.nextafter(middle, np.inf))
 
 
 def _empty(size: int, dtype: Any) -> NDArray[Any]:

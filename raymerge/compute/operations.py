@@ -30,7 +30,7 @@ WEIGHT_ROUNDING = (
 class Limit:
     """A mask that need not be written out: keeps |x - base| above the threshold, or equal to it if `inclusive`.
 
-    For arguments named `mask` or `masks` beside the x and the base that are meant.
+    The threshold is finite. For arguments named `mask` or `masks` beside the x and the base that are meant.
     """
 
     threshold: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from raymerge.compute.operations import Limit
@@ -191,10 +192,10 @@ class TopKeeper:
         return operations.top_mask(x, base, value, self._cut(operations, x, base, value))
 
     def keep(self, operations: Operations, x: Array, base: Array | None) -> Mask:
-        """The mask of the next block, as a Limit unless it ends between equals."""
+        """The mask of the next block, as a Limit unless it ends between equals or keeps what is not finite."""
         value = self._threshold.value
         cut = self._cut(operations, x, base, value)
-        if 0 < cut < len(x):
+        if 0 < cut < len(x) or not isfinite(value):
             return operations.top_mask(x, base, value, cut)
         return Limit(threshold=value, inclusive=cut > 0)
 
