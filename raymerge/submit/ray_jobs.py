@@ -24,6 +24,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _REQUEST_SECONDS = 30.0
 # A stream that has been silent for so long is left to ask how the job is: a connection may die without a word.
 _SILENCE_SECONDS = 10.0
+_LOG_INTRODUCTION = ", last available logs"  # after it the server repeats the log, which has been shown
 _STATUS_CODE = re.compile(r"status code (\d{3})")
 
 
@@ -74,7 +75,7 @@ class RayJobs:
         details = _call(lambda: self._client.get_job_info(job_id))
         return JobState(
             status=Status[details.status.value],
-            message=details.message or "",
+            message=(details.message or "").partition(_LOG_INTRODUCTION)[0],
             exit_code=details.driver_exit_code,
         )
 
