@@ -15,8 +15,9 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _SAFETENSORS = ".safetensors"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors",)
+_ADAPTER_WEIGHTS = (ADAPTER_WEIGHTS_NAME,)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".npz", ".pdparams")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,})-of-(?P<count>\d{5,})\.(?:safetensors|bin)")
 

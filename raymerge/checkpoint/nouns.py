@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymerge.dtypes import DType
+
+if TYPE_CHECKING:
+    from raymerge.checkpoint.steps import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +47,44 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """Where one tensor's bytes lie: `spec.nbytes` bytes of `file` from `offset`."""
+    """Where one tensor's bytes lie: `nbytes` bytes of `file` from `offset`.
+
+    `spec` is the tensor that is read. Its bytes are stored as they are, or `steps` make it of what is `stored` there.
+    """
 
     spec: TensorSpec
     file: SourceFile
     offset: int
+    stored: TensorSpec | None = None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return (self.stored or self.spec).nbytes
+
+    @property
+    def sides(self) -> tuple[TensorRef, ...]:
+        """The other tensors that the steps read, whole."""
+        return tuple(side for step in self.steps for side in step.sides)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """So many elements, one after the other, are stored in so many bytes of their own."""
+        packed = self.steps[0].unit if self.steps else None
+        return packed or (1, (self.stored or self.spec).dtype.bits // 8)
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The bytes, counted from `offset`, that hold elements [start, end) of `spec`: whole units."""
+        elements, nbytes = self.unit
+        return start // elements * nbytes, min(-(-end // elements) * nbytes, self.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helper:
+    """What becomes of a stored tensor that only helps to make another one, `serves`."""
+
+    serves: str
+    rule: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +95,8 @@ class Checkpoint:
     `hub_id` is `org/name` for hub models; `origin` says in a few words where bytes come from ("local folder", "hub
     cache", "range-read"). `tensors` is in file order; `files` are all weight files, `side_files` the names of the small
     files beside them (tokenizer, generation_config.json, ...). `notes` are what a user may want to know about how
-    it was found and read: a local folder that wins over a hub id, files that are not read.
+    it was found and read: a local folder that wins over a hub id, files that are not read. `adapter` is what was
+    added to the model; `helpers` are the stored tensors, by name, that `tensors` are made of and does not list.
     """
 
     reference: str
@@ -72,7 +109,10 @@ class Checkpoint:
     hub_id: str | None = None
     commit: str | None = None
     notes: tuple[str, ...] = ()
+    adapter: Checkpoint | None = None
+    helpers: Mapping[str, Helper] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        return sum(ref.spec.nbytes for ref in self.tensors.values())
+        """Stored bytes of the tensors and of what they are made with."""
+        return sum(part.nbytes for ref in self.tensors.values() for part in (ref, *ref.sides))

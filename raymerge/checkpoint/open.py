@@ -11,6 +11,7 @@ from pathlib import Path
 from raymerge.checkpoint.header import LENGTH_BYTES, Entry, header_nbytes, parse_header
 from raymerge.checkpoint.layout import (
     ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
     CONFIG_NAME,
     PICKLES,
     WeightLayout,
@@ -69,6 +70,36 @@ def read_checkpoint(location: Location, *, display: str) -> Checkpoint:
         hub_id=location.hub_id,
         commit=location.commit,
         notes=location.notes + layout.notes + notes,
+    )
+
+
+def open_adapter(reference: str, *, revision: str | None, display: str, cwd: str) -> Checkpoint:
+    """Describe a PEFT adapter as open_checkpoint does a model; its `config` is adapter_config.json."""
+    location = locate(reference, revision=revision, display=display, cwd=cwd)
+    store = store_for(location.url)
+    infos = _listing(store, location)
+    name = next((name for name in _ADAPTER_WEIGHTS if name in infos), None)
+    if name is None or ADAPTER_CONFIG_NAME not in infos:
+        raise CheckpointError(
+            Problem(
+                subject=display,
+                message=f"is no adapter: it lacks {ADAPTER_WEIGHTS_NAME if name is None else ADAPTER_CONFIG_NAME}",
+                remedy="name a folder that PEFT's save_pretrained wrote",
+            )
+        )
+    text = _read(store, infos[ADAPTER_CONFIG_NAME], _MAX_CONFIG_BYTES)
+    file = _ADAPTER_WEIGHTS[name](store, name, infos[name], display)
+    return Checkpoint(
+        reference=display,
+        url=location.url,
+        origin=location.origin,
+        config=json_object(text, f"{display}/{ADAPTER_CONFIG_NAME}"),
+        tensors={spec.name: TensorRef(spec=spec, file=file.source, offset=offset) for spec, offset in file.entries},
+        files=(file.source,),
+        side_files=side_files(tuple(infos)),
+        hub_id=location.hub_id,
+        commit=location.commit,
+        notes=location.notes,
     )
 
 
@@ -142,6 +173,10 @@ def _pickled_file(store: Store, name: str, info: ObjectInfo, display: str) -> _W
 
     entries, pickle = read_pickled(store, info, f"{display}/{name}")
     return _WeightFile(name=name, source=_source(info, pickle), entries=entries)
+
+
+# PEFT's names, in the order in which it looks for them.
+_ADAPTER_WEIGHTS = {ADAPTER_WEIGHTS_NAME: _weight_file, "adapter_model.bin": _pickled_file}
 
 
 def _source(info: ObjectInfo, header: bytes) -> SourceFile:

@@ -1,4 +1,5 @@
 """Adding a product of two thin matrices to a part of a large one."""
+# ruff: noqa: PLR0917  compiled functions are called by position
 
 from __future__ import annotations
 

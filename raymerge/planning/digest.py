@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import fields
+from enum import Enum
 
 from raymerge.checkpoint.nouns import TensorRef
+from raymerge.checkpoint.steps import Step
 from raymerge.planning.nouns import TensorJob
 
 # Raise when the same plan would give other bytes: a changed formula, random stream, rounding or file layout.
@@ -32,4 +35,18 @@ def _canonical(job: TensorJob) -> str:
 
 
 def _ref(ref: TensorRef) -> list[object]:
-    return [ref.file.identity, ref.offset, ref.spec.dtype.value, ref.spec.shape]
+    plain: list[object] = [ref.file.identity, ref.offset, ref.spec.dtype.value, ref.spec.shape]
+    if not ref.steps:
+        return plain
+    stored = ref.stored or ref.spec
+    return [*plain, stored.dtype.value, stored.shape, [_step(step) for step in ref.steps]]
+
+
+def _step(step: Step) -> list[object]:
+    return [type(step).__name__, *((field.name, _value(getattr(step, field.name))) for field in fields(step))]
+
+
+def _value(value: object) -> object:
+    if isinstance(value, TensorRef):
+        return _ref(value)
+    return value.value if isinstance(value, Enum) else value

@@ -142,7 +142,7 @@ class JobMaker:
         for other in others or []:
             if other is not taken:
                 self.ledger.record(other.lane.label, other.name, DROPPED, f"{rule}, from {taken.lane.label}")
-        unchanged = output.dtype is taken.ref.spec.dtype
+        unchanged = output.dtype is taken.ref.spec.dtype and not taken.ref.steps
         parameters: Mapping[str, None] = {} if unchanged else {"scale": None}
         return TensorJob(
             output=output,

@@ -25,12 +25,20 @@ class Ledger:
         if known is None or _RANK[fate] > _RANK[known[0]]:
             fates[tensor] = (fate, rule)
 
+    def record_helpers(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Give every stored tensor that helps to make another one the fate of that one."""
+        for checkpoint in checkpoints:
+            fates = self._fates[checkpoint.reference]
+            for name, helper in checkpoint.helpers.items():
+                if helper.serves in fates:
+                    self.record(checkpoint.reference, name, fates[helper.serves][0], helper.rule)
+
     def unaccounted(self, checkpoints: Iterable[Checkpoint]) -> tuple[Problem, ...]:
         """A problem for every model with tensors that no rule mentions."""
         problems = []
         for checkpoint in checkpoints:
             fates = self._fates[checkpoint.reference]
-            left = [name for name in checkpoint.tensors if name not in fates]
+            left = [name for name in (*checkpoint.tensors, *checkpoint.helpers) if name not in fates]
             if left:
                 shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
                 problems.append(
