@@ -95,7 +95,7 @@ def read_config(config: str) -> str:
                 subject="CONFIG", message="standard input holds no recipe", remedy="raymerge merge - OUT < config.yaml"
             )
         )
-    return text + "\n"
+    return text if "\n" in text else f"{text}\n"  # a text of several lines is taken for YAML, not for a path
 
 
 def config_name(config: str) -> str:

@@ -55,7 +55,7 @@ def make_request(
         raise PlanError(*problems)
     return JobRequest(
         job_id=f"raymerge-{secrets.token_hex(4)}",
-        recipe=recipe if recipe.endswith("\n") else f"{recipe}\n",
+        recipe=recipe,
         arguments=(out, *options),
         environment=dict(environment or {}),
     )
@@ -64,14 +64,14 @@ def make_request(
 def shell_entrypoint(request: JobRequest) -> str:
     """The command line for a shell on the cluster. The job's own RAY_ADDRESS tells it which Ray to join.
 
-    The recipe stands in it readably, or packed where it is too long for one command line.
+    The recipe stands in it readably, or packed where it is too long for one command line or does not end its last line.
     """
     command = shlex.join(["raymerge", "merge", "-", *request.arguments])
     end = _HEREDOC
     while end in request.recipe.splitlines():
         end += "_"
     entrypoint = f"{command} <<'{end}'\n{request.recipe}{end}\n"
-    if len(entrypoint.encode()) <= _MAX_ENTRYPOINT_BYTES:
+    if len(entrypoint.encode()) <= _MAX_ENTRYPOINT_BYTES and request.recipe.endswith("\n"):
         return entrypoint
     packed = base64.b64encode(zlib.compress(request.recipe.encode(), 9)).decode()
     entrypoint = f"{shlex.join(['python3', '-c', _UNPACK, packed])} | {command}"

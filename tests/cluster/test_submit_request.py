@@ -51,7 +51,7 @@ def run_entrypoint(request: JobRequest, folder: Path) -> tuple[list[str], str]:
 NASTY = "a: '$HOME `id` \"q\" \\n'\n# it's 100% größer\nRECIPE\nRECIPE_\n"
 
 
-@pytest.mark.parametrize("text", [NASTY, "b: 1\n" * 60_000], ids=["nasty", "long"])
+@pytest.mark.parametrize("text", [NASTY, "b: 1\n" * 60_000, "a: 1\nb: 2"], ids=["nasty", "long", "no last end"])
 def test_the_recipe_arrives_as_it_is(text: str, tmp_path: Path) -> None:
     request = JobRequest(job_id="j", recipe=text, arguments=("s3://b/o u't", "--random-seed", "5"))
     assert run_entrypoint(request, tmp_path) == (["merge", "-", "s3://b/o u't", "--random-seed", "5"], text)
