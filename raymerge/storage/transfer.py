@@ -27,9 +27,15 @@ def split(nbytes: int, part_bytes: int) -> list[tuple[int, int]]:
     return [(nbytes * i // pieces, nbytes * (i + 1) // pieces) for i in range(pieces)]
 
 
+def near_split(nbytes: int, part_bytes: int) -> list[tuple[int, int]]:
+    """(start, end) of equal pieces as near to `part_bytes` as they get: from three quarters to one and a half of it."""
+    pieces = max(1, (nbytes + part_bytes // 2) // part_bytes)
+    return split(nbytes, -(-nbytes // pieces)) if nbytes else []
+
+
 def read_parts(fetch: Fetch, view: memoryview, offset: int, *, part_bytes: int | None = None) -> None:
     """Fill `view` with the bytes from `offset`. On failure nothing writes into `view` any more when this returns."""
-    pieces = split(len(view), part_bytes or PART_BYTES)
+    pieces = near_split(len(view), part_bytes or PART_BYTES)
     stop = threading.Event()
     if len(pieces) <= 1:
         if pieces:

@@ -28,7 +28,7 @@ from raymerge.storage import (
 )
 from raymerge.storage.process import PerProcess
 from raymerge.storage.retry import Again, Limiter, Patience, attempt
-from raymerge.storage.transfer import read_parts, split
+from raymerge.storage.transfer import near_split, read_parts, split
 
 FAST = Patience(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.002)
 
@@ -107,6 +107,16 @@ def test_parts_cover_the_range_once(nbytes, part):
     assert pieces[-1][1] == nbytes
     assert all(first[1] == second[0] for first, second in itertools.pairwise(pieces))
     assert all(0 < end - start <= part for start, end in pieces)
+
+
+@given(st.integers(1, 10_000), st.integers(20, 700))
+def test_requests_are_near_their_size(nbytes, part):
+    pieces = near_split(nbytes, part)
+    assert (pieces[0][0], pieces[-1][1]) == (0, nbytes)
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(pieces))
+    lengths = [end - start for start, end in pieces]
+    assert max(lengths) <= part * 1.5 + 1
+    assert len(pieces) == 1 or min(lengths) >= part * 0.75 - 1
 
 
 def test_a_failed_part_stops_the_others_and_none_writes_afterwards():
