@@ -113,6 +113,11 @@ class Checkpoint:
     helpers: Mapping[str, Helper] = field(default_factory=dict)
 
     @property
+    def parts(self) -> tuple[Checkpoint, ...]:
+        """What lies in a place of its own: the model, and the adapter added to it."""
+        return (self,) if self.adapter is None else (self, self.adapter)
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes of the tensors and of what they are made with."""
         return sum(part.nbytes for ref in self.tensors.values() for part in (ref, *ref.sides))

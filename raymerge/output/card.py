@@ -52,7 +52,8 @@ def read_license(checkpoint: Checkpoint) -> dict[str, str]:
 def _metadata(plan: Plan, licenses: Sequence[dict[str, str]]) -> dict[str, Any]:
     """The keys of https://huggingface.co/docs/hub/model-cards; base models are hub ids only."""
     metadata: dict[str, Any] = {}
-    hub_ids = list(dict.fromkeys(model.hub_id for model in plan.models if model.hub_id))
+    parts = [part for model in plan.models for part in model.parts]
+    hub_ids = list(dict.fromkeys(part.hub_id for part in parts if part.hub_id))
     if hub_ids:
         metadata |= {"base_model": hub_ids, "base_model_relation": "merge"}
     metadata["library_name"] = "transformers"
@@ -70,29 +71,36 @@ def _method_lines(methods: Iterable[str]) -> Iterable[str]:
 
 
 def _public_names(models: Iterable[Checkpoint]) -> dict[str, str]:
-    """What each model may be called in public, by its url; local folders of one name are numbered."""
+    """What each model and adapter may be called in public, by its url; local folders of one name are numbered."""
     names: dict[str, str] = {}
-    for model in models:
-        name = model.hub_id or f"local: {base_name(model.url)}"
-        if model.hub_id is None:
+    for part in {part.url: part for model in models for part in model.parts}.values():
+        name = part.hub_id or f"local: {base_name(part.url)}"
+        if part.hub_id is None:
             count = sum(1 for other in names.values() if re.fullmatch(re.escape(name) + r"( \(\d+\))?", other))
             name = f"{name} ({count + 1})" if count else name
-        names[model.url] = name
+        names[part.url] = name
     return names
 
 
 def _model_line(model: Checkpoint, names: dict[str, str], plan: Plan) -> str:
-    is_base = plan.base is not None and model.url == plan.base.url
-    if model.hub_id is None:
-        text = f"- {names[model.url]}"
-    else:
-        at = f" at `{model.commit[:12]}`" if model.commit else ""
-        text = f"- [{model.hub_id}](https://huggingface.co/{model.hub_id}){at}"
+    is_base = plan.base is not None and model.reference == plan.base.reference
+    text = "- " + " + ".join(_part_text(part, names) for part in model.parts)
     return f"{text} (base)" if is_base else text
 
 
+def _part_text(part: Checkpoint, names: dict[str, str]) -> str:
+    if part.hub_id is None:
+        return names[part.url]
+    at = f" at `{part.commit[:12]}`" if part.commit else ""
+    return f"[{part.hub_id}](https://huggingface.co/{part.hub_id}){at}"
+
+
 def _renamer(models: Iterable[Checkpoint], names: dict[str, str]) -> Callable[[str], str | None]:
-    local = {model.reference: names[model.url] for model in models if model.hub_id is None}
+    local = {
+        model.reference: " + ".join(names[part.url] for part in model.parts)
+        for model in models
+        if any(part.hub_id is None for part in model.parts)
+    }
     return local.get
 
 

@@ -69,7 +69,7 @@ def running_manifest(plan: Plan) -> Manifest:
         state=State.RUNNING,
         plan_digest=plan.digest,
         shards=tuple(ShardRecord(file_name=shard.file_name, nbytes=shard_nbytes(shard)) for shard in plan.shards),
-        inputs=tuple(_input_record(model) for model in plan.models),
+        inputs=tuple(_input_record(part) for part in _parts(plan)),
         summary=_without_credentials(plan.summary),
     )
 
@@ -140,6 +140,12 @@ def differences(old: Manifest, new: Manifest) -> tuple[str, ...]:
     if sizes != [(shard.file_name, shard.nbytes) for shard in new.shards]:
         return (f"shard files: {_extent(old)} -> {_extent(new)}",)
     return ("how this version of raymerge computes or lays out the same recipe",)
+
+
+def _parts(plan: Plan) -> tuple[Checkpoint, ...]:
+    """Every model as the recipe names it, then the adapters that were added, each once."""
+    adapters = {model.adapter.url: model.adapter for model in plan.models if model.adapter is not None}
+    return (*plan.models, *adapters.values())
 
 
 def _input_record(model: Checkpoint) -> InputRecord:

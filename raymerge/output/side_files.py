@@ -32,7 +32,8 @@ def side_files(plan: Plan, *, write_model_card: bool = True) -> dict[str, bytes]
     files[RECIPE_NAME] = _recipe(plan).encode()
     if write_model_card:
         with ThreadPoolExecutor(_CONCURRENT_CARDS) as pool:
-            files[CARD_NAME] = model_card(plan, tuple(pool.map(read_license, plan.models))).encode()
+            parts = {part.url: part for model in plan.models for part in model.parts}
+            files[CARD_NAME] = model_card(plan, tuple(pool.map(read_license, parts.values()))).encode()
     return files
 
 
