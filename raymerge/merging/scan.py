@@ -11,6 +11,7 @@ from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations
 from raymerge.dtypes import DType
 from raymerge.methods.inputs import Block
+from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import store_for
 
@@ -32,21 +33,21 @@ def cut(count: int, unit: int) -> Iterator[Range]:
 
 @dataclass(slots=True)
 class Scanner:
-    """Decodes windows into blocks; `windows` yields (elements, raw bytes of every ref) in element order."""
+    """Decodes windows into blocks.
+
+    `windows(rows)` yields (elements, raw bytes of every ref) in element order, with `rows` windows of whole rows.
+    """
 
     job: TensorJob
     operations: Operations
     block_elements: int
-    windows: Callable[[], Iterator[tuple[Range, Sequence[Bytes]]]]
+    windows: Callable[[bool], Iterator[tuple[Range, Sequence[Bytes]]]]
     _scratch: list[Any] = field(default_factory=list)
 
     def scan(self, rows: bool) -> Iterator[Block]:
         """One pass in element order; see `Inputs.scan`."""
-        unit = self.block_elements
-        if rows:
-            row = max(1, self.job.output.shape[-1] if self.job.output.shape else 1)
-            unit = max(1, unit // row) * row
-        for (start, end), raw in self.windows():
+        unit = block_elements(self.job.output.shape, rows=rows, target=self.block_elements)
+        for (start, end), raw in self.windows(rows):
             for first, last in cut(end - start, unit):
                 yield self._block(start, first, last, raw)
 

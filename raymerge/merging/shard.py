@@ -20,7 +20,7 @@ from raymerge.merging.scan import Scanner, read_range, streamed_windows
 from raymerge.merging.tensor import merge_held, merge_tensor
 from raymerge.planning.header import shard_header
 from raymerge.planning.jobs import COPY
-from raymerge.planning.memory import BLOCK_ELEMENTS, held_bytes, is_held, room_bytes, window_elements
+from raymerge.planning.memory import BLOCK_ELEMENTS, held_bytes, is_held, needs_rows, room_bytes, window_elements
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
 from raymerge.storage import CopyRange, ObjectInfo, ObjectWriter, join_url, store_for
 
@@ -167,14 +167,15 @@ class _Run:
 
     def _stream(self, job: TensorJob) -> int:
         """Merge a tensor too large to hold: windows arrive, merge and leave, as often as the method scans."""
-        window = window_elements(job, self._room)
-        sizes = [window * ref.spec.dtype.bits // 8 for ref in job.refs]
+        windows = {rows: window_elements(job, self._room, rows=rows) for rows in {False, needs_rows(job)}}
+        most, window = max(windows.values()), windows[needs_rows(job)]
+        sizes = [most * ref.spec.dtype.bits // 8 for ref in job.refs]
         width = job.output.dtype.bits // 8
-        needed = 2 * sum(sizes) + window * width
+        needed = 2 * sum(sizes) + most * width
         if not self._account.try_acquire(needed):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
-        out = self._account.take(window * width)
+        out = self._account.take(most * width)
         operations = self._operations.get()
         end_of_written = 0
 
@@ -190,7 +191,7 @@ class _Run:
                 job,
                 operations,
                 self._block_elements,
-                lambda: streamed_windows(job, window, self._readers, buffers),
+                lambda rows: streamed_windows(job, windows[rows], self._readers, buffers),
             )
             nonfinite = merge_tensor(job, scanner, operations, place)
             self._writer.write(out[: (job.output.element_count - end_of_written) * width])

@@ -20,7 +20,7 @@ Bytes = Any  # a 1-D uint8 numpy array
 
 def merge_held(job: TensorJob, raw: Sequence[Bytes], out: Bytes, operations: Operations, block_elements: int) -> int:
     """Merge inputs that lie in memory whole into `out`; returns how many results are not finite."""
-    scanner = Scanner(job, operations, block_elements, lambda: held_windows(job, raw))
+    scanner = Scanner(job, operations, block_elements, lambda _rows: held_windows(job, raw))
     width = job.output.dtype.bits // 8
     return merge_tensor(job, scanner, operations, lambda start, end: out[start * width : end * width])
 
@@ -57,7 +57,7 @@ def _merge(
     )
     combine = method.merge(inputs)
     nonfinite = 0
-    for block in scanner.scan(method.rows):
+    for block in scanner.scan(method.needs_rows(job.parameters)):
         merged = combine(block)
         if job.method_sha256:
             _check_result(method, job, block, merged)

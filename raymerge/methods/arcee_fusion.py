@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from math import floor
 
 from raymerge.compute.selection import Pair, find_thresholds
-from raymerge.methods.declaration import Array, Base, Combine, merge_method
+from raymerge.methods.declaration import Array, Base, Combine, Values, merge_method
 from raymerge.methods.inputs import Block, Inputs
+from raymerge.methods.state import row_count, tables
 
 OUTLIER_RANGE = 1.5  # of the interquartile range, above the median
+
+_tables = tables(more=3)  # one for each quartile
+
+
+def _state(shape: tuple[int, ...], shared: Values, count: int) -> int:
+    """A divergence for each row, in a list that grows."""
+    return _tables(shape, shared, count) + 2 * 8 * row_count(shape)
 
 
 @merge_method(
@@ -24,10 +33,11 @@ OUTLIER_RANGE = 1.5  # of the interquartile range, above the median
     max_inputs=1,
     passes=5,
     rows=True,
+    state=_state,
 )
 def arcee_fusion(inputs: Inputs) -> Combine:
     length = inputs.row_length
-    factors: list[float] = []
+    factors = array("d")
     for block in inputs.scan(rows=True):
         factors.extend(block.operations.row_divergences(block.x[0], block.base, length))
 

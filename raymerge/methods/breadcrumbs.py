@@ -6,6 +6,7 @@ from raymerge.methods.declaration import Base, Combine, Parameter, merge_method
 from raymerge.methods.inputs import Inputs
 from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
 from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_band, rescale, scales
+from raymerge.methods.state import tables
 from raymerge.methods.ties import CONSENSUS, elect
 
 GAMMA = Parameter(name="gamma", kind=float, default=0.01, per_input=True, help="share of largest changes dropped")
@@ -24,6 +25,7 @@ SOURCE = "Model Breadcrumbs (arXiv 2312.06795)"
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), RESCALE_MODE, LAMBDA),
     passes=5,
+    state=tables(per_input=2),
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.9, 0.9]},
 )
@@ -52,6 +54,7 @@ def breadcrumbs(inputs: Inputs) -> Combine:
         LAMBDA,
     ),
     passes=5,
+    state=tables(per_input=2),
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.9, 0.9]},
 )

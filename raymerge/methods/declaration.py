@@ -64,7 +64,10 @@ class Method:
     """A merge method: its declaration, and `merge`, which turns one tensor's inputs into a block-wise combine.
 
     `passes` is the most scans over float32 blocks that `merge` makes before it returns (over float64 ones twice that);
-    `rows` says that it needs blocks of whole rows (last dimension); `random` that it draws from the inputs' keys.
+    `rows` says that it needs blocks of whole rows (last dimension), with `rows_when` only where that holds of the
+    shared values; `random` that it draws from the inputs' keys. `state` is the memory that it keeps through a tensor
+    beside blocks, in bytes, by the tensor's shape, the shared values and the number of inputs: tables of counts, and
+    whatever grows with rows or columns; the plan counts it.
     `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
     `check`, given the shared values and each input's, says what makes them impossible together, or None: the plan asks
     it for every tensor. `example` holds the parameters of `raymerge methods NAME --example`, of per-input ones a list
@@ -82,11 +85,16 @@ class Method:
     parameters: tuple[Parameter, ...] = ()
     passes: int = 0
     rows: bool = False
+    rows_when: Callable[[Values], bool] | None = None
+    state: State | None = None
     random: bool = False
     passes_lone_tensor_through: bool = False
     accepted_without_effect: tuple[str, ...] = ()
     check: Check | None = None
     example: dict[str, Any] = field(default_factory=dict)
+
+    def needs_rows(self, shared: Values) -> bool:
+        return self.rows and (self.rows_when is None or self.rows_when(shared))
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
@@ -118,6 +126,11 @@ def merge_method(
         return merge
 
     return register
+
+
+def declared_method(name: str) -> Method | None:
+    """A method that is registered already; `raymerge.methods.method` loads the others first."""
+    return _REGISTRY.get(name)
 
 
 def registered_methods() -> dict[str, Method]:

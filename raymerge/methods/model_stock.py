@@ -25,6 +25,7 @@ NO_ANGLE = 1e-6
     parameters=(Parameter(name="filter_wise", kind=bool, default=False, help="one t for each row"),),
     passes=1,
     rows=True,
+    rows_when=lambda shared: bool(shared["filter_wise"]),
 )
 def model_stock(inputs: Inputs) -> Combine:
     if inputs.shared["filter_wise"]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
+from math import prod
 
-from raymerge.methods.declaration import Array, Base, Combine, Parameter, merge_method
+from raymerge.methods.declaration import Array, Base, Combine, Parameter, Values, merge_method
 from raymerge.methods.gram import Matrix, add_deltas, arc_coefficients, cosine, exact_sum, gram_matrix
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import WEIGHT
@@ -12,6 +14,18 @@ from raymerge.methods.slerp import SOURCE
 
 PARALLEL_SINE_SQUARED = 1e-16
 NO_WEIGHT = 1e-6
+COLUMNS_AT_A_TIME = 4096  # numbers as Python objects take four times their bytes
+
+
+def _is_by_row(shared: Values) -> bool:
+    return not shared["nuslerp_flatten"] and not shared["nuslerp_row_wise"]
+
+
+def _state(shape: tuple[int, ...], shared: Values, _count: int) -> int:
+    """By column: three sums and three coefficients for each."""
+    if shared["nuslerp_flatten"] or not shared["nuslerp_row_wise"] or len(shape) < 2:
+        return 0
+    return 2 * 3 * 8 * prod(shape[1:])
 
 
 @merge_method(
@@ -37,6 +51,8 @@ NO_WEIGHT = 1e-6
     ),
     passes=1,
     rows=True,
+    rows_when=_is_by_row,
+    state=_state,
     passes_lone_tensor_through=True,
     example={"weight": [0.6, 0.4]},
 )
@@ -88,9 +104,13 @@ def _by_column(inputs: Inputs, t: float) -> Combine:
             products = block.operations.delta_products(block.x[i], block.x[j], block.base)
             for column, first, last in _segments(block, width):
                 total[column : column + last - first] += products[first:last]
-    sums = {pair: total.tolist() for pair, total in totals.items()}
-    grams = ([[sums[0, 0][c], sums[0, 1][c]], [sums[0, 1][c], sums[1, 1][c]]] for c in range(width))
-    columns = list(zip(*(_with_base(_coefficients(gram, t)) for gram in grams), strict=True))
+    columns = [array("d"), array("d"), array("d")]
+    for first in range(0, width, COLUMNS_AT_A_TIME):
+        sums = (totals[pair][first : first + COLUMNS_AT_A_TIME].tolist() for pair in ((0, 0), (0, 1), (1, 1)))
+        for aa, ab, bb in zip(*sums, strict=True):
+            for values, coefficient in zip(columns, _with_base(_coefficients([[aa, ab], [ab, bb]], t)), strict=True):
+                values.append(coefficient)
+    totals.clear()
 
     def combine(block: Block) -> Array:
         operations, arrays = block.operations, _arrays(block)

@@ -9,6 +9,7 @@ from raymerge.compute.selection import Pair, TopKeeper, find_thresholds
 from raymerge.compute.sums import PairwiseSum
 from raymerge.methods.declaration import Array, Base, Combine, Parameter, merge_method
 from raymerge.methods.inputs import Block, Inputs
+from raymerge.methods.state import tables
 
 Select = Callable[[Block], Mask]  # one mask for all inputs; blocks come in element order
 
@@ -25,6 +26,7 @@ Select = Callable[[Block], Mask]  # one mask for all inputs; blocks come in elem
     base=Base.REQUIRED,
     parameters=(Parameter(name="select_topk", kind=float, default=1.0, help="share of the positions kept; 1: all"),),
     passes=6,
+    state=tables(more=1),
     accepted_without_effect=("int8_mask",),
 )
 def sce(inputs: Inputs) -> Combine:

@@ -8,6 +8,7 @@ from raymerge.methods.declaration import Array, Base, Combine, Parameter, merge_
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
 from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, Keeper, keep_largest, rescale, scales
+from raymerge.methods.state import tables
 
 CONSENSUS = Parameter(
     name="consensus", kind=str, default="sum", choices=("sum", "count"), help="elect by the sum of changes, or of signs"
@@ -45,6 +46,7 @@ def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) ->
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, normalize(default=True), rescale(default=False), RESCALE_MODE, CONSENSUS, LAMBDA),
     passes=5,
+    state=tables(per_input=1),
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )

@@ -76,7 +76,7 @@ def build_plan(
         raise PlanError(*problems.all())
     donor = opened[recipe.base_model] if recipe.base_model is not None else next(iter(opened.values()))
     shards = _shards(placed, modules, options)
-    complaints = dict.fromkeys(too_small(shard.jobs, options.memory) for shard in shards)
+    complaints = dict.fromkeys(too_small(shard.jobs, shard.memory, options.memory) for shard in shards)
     if any(complaints):
         raise PlanError(*(complaint for complaint in complaints if complaint is not None))
     return Plan(

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
+from raymerge.methods import method as find_method
+from raymerge.methods.declaration import Method, declared_method
 from raymerge.planning.nouns import MemoryProjection, TensorJob
 
 MIB = 1 << 20
 
 # Blocks of 128K float32 elements lie in the second-level cache beside their scratch.
 BLOCK_ELEMENTS = 128 * 1024
+# What methods keep for each row of a block (its coefficients, its dot products) stays small beside the block itself.
+BLOCK_ROWS = 4096
 # A streamed tensor moves through windows of this many elements: 16 MiB of bfloat16 keeps range requests long.
 WINDOW_ELEMENTS = 8 * 1024 * 1024
 # Arrays of one block that a method may hold beside its inputs: deltas, masks, sums, random words, in float64 at worst.
 _SCRATCH_BLOCKS_PER_INPUT = 3
 _SCRATCH_BLOCKS = 16
-# Receipts, headers, thread stacks and allocator slack, measured on shards of one small tensor.
+# Thread stacks, the writer's own objects and allocator slack, measured on shards of one small tensor.
 _FIXED_BYTES = 24 * MIB
+# One job as objects in a worker, packed and unpacked, and its entry in the header while that is built: measured 2.5 KiB
+# for four inputs.
+_JOB_BYTES = 1024
+_REF_BYTES = 512
 
 # With the baseline of a worker this stays below 1.2 GB, a share that small nodes have per core.
 DEFAULT_TASK_MEMORY_BYTES = 768 * MIB
@@ -33,43 +43,66 @@ class MemoryRules:
     upload_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """What one job takes: its tensors whole, one element of a window, the smallest window, and one thread's scratch."""
+
+    read_bytes: int
+    output_bytes: int
+    window_element_bytes: int
+    least_window: int
+    scratch_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        return self.read_bytes + self.output_bytes
+
+
 def held_bytes(job: TensorJob) -> int:
     """Memory of a job whose tensors lie in memory whole: every input and the output."""
-    return job.read_bytes + job.output.nbytes
+    return _cost(job).held_bytes
 
 
-def row_elements(job: TensorJob) -> int:
-    return job.output.shape[-1] if job.output.shape else 1
+def needs_rows(job: TensorJob) -> bool:
+    """Whether the job's blocks must hold whole rows."""
+    return _method(job.method).needs_rows(job.parameters)
 
 
-def window_elements(job: TensorJob, room_bytes: int) -> int:
-    """Elements per window of a streamed job: whole blocks and rows, two windows of every input within `room_bytes`."""
-    unit = max(BLOCK_ELEMENTS, row_elements(job))
-    per_element = sum(2 * ref.spec.dtype.bits // 8 for ref in job.refs) + job.output.dtype.bits // 8
-    fitting = room_bytes // per_element // unit * unit
-    return max(unit, min(fitting, max(unit, WINDOW_ELEMENTS // unit * unit)))
+def block_elements(shape: Sequence[int], *, rows: bool, target: int = BLOCK_ELEMENTS) -> int:
+    """Elements per block: `target`, or the whole rows that fit it, one at least and `BLOCK_ROWS` at most."""
+    if not rows:
+        return target
+    row = max(1, shape[-1]) if shape else 1
+    return row * max(1, min(target // row, BLOCK_ROWS))
 
 
-def streamed_bytes(job: TensorJob, room_bytes: int) -> int:
-    """Memory of a job that streams: two windows of every input (one merging, one arriving) and one of output."""
-    per_element = sum(2 * ref.spec.dtype.bits // 8 for ref in job.refs) + job.output.dtype.bits // 8
-    return window_elements(job, room_bytes) * per_element
+def window_elements(job: TensorJob, room_bytes: int, *, rows: bool) -> int:
+    """Elements per window of a streamed job: whole blocks, two windows of every input within `room_bytes`."""
+    cost = _cost(job)
+    most = max(cost.least_window, min(room_bytes // cost.window_element_bytes, WINDOW_ELEMENTS))
+    unit = block_elements(job.output.shape, rows=rows)
+    return most // unit * unit
 
 
-def scratch_bytes(jobs: tuple[TensorJob, ...], threads: int) -> int:
+def scratch_bytes(jobs: Sequence[TensorJob], threads: int) -> int:
     """Blocks in flight: float32 copies of every input, deltas, sums and masks, for each merging thread."""
-    worst = 0
-    for job in jobs:
-        width = 8 if any(ref.spec.dtype is DType.F64 for ref in job.refs) else 4
-        block = max(BLOCK_ELEMENTS, row_elements(job) if len(job.output.shape) > 0 else 1)
-        block = min(block, max(job.output.element_count, 1))
-        worst = max(worst, width * block * (_SCRATCH_BLOCKS_PER_INPUT * len(job.refs) + _SCRATCH_BLOCKS))
-    return worst * threads + _FIXED_BYTES
+    return threads * max((_cost(job).scratch_bytes for job in jobs if job.method != "copy"), default=0)
 
 
-def room_bytes(jobs: tuple[TensorJob, ...], rules: MemoryRules) -> int:
-    """What is left of the budget for tensors, once scratch and the writer's buffers are set aside."""
-    return rules.budget_bytes - scratch_bytes(jobs, rules.threads) - rules.upload_bytes
+def state_bytes(jobs: Sequence[TensorJob], threads: int) -> int:
+    """What methods keep through a tensor beside blocks, for each merging thread."""
+    return threads * max((_state(job) for job in jobs if job.method != "copy"), default=0)
+
+
+def task_bytes(jobs: Sequence[TensorJob]) -> int:
+    """The task itself: its description, the file's header, threads and slack."""
+    return _FIXED_BYTES + sum(_JOB_BYTES + _REF_BYTES * len(job.inputs) for job in jobs)
+
+
+def room_bytes(jobs: Sequence[TensorJob], rules: MemoryRules) -> int:
+    """What is left of the budget for tensors, once everything else is set aside."""
+    own = scratch_bytes(jobs, rules.threads) + state_bytes(jobs, rules.threads) + task_bytes(jobs)
+    return rules.budget_bytes - own - rules.upload_bytes
 
 
 def is_held(job: TensorJob, room: int) -> bool:
@@ -77,38 +110,76 @@ def is_held(job: TensorJob, room: int) -> bool:
     return job.method != "copy" and held_bytes(job) <= room
 
 
-def project(jobs: tuple[TensorJob, ...], rules: MemoryRules) -> MemoryProjection:
+def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
     """The projection of one shard task. May exceed the budget: `too_small` says for which tensor."""
-    scratch = scratch_bytes(jobs, rules.threads)
-    room = room_bytes(jobs, rules)
-    merging = [job for job in jobs if job.method != "copy"]
-    held = [job for job in merging if is_held(job, room)]
-    streamed = max((streamed_bytes(job, room) for job in merging if not is_held(job, room)), default=0)
-    in_flight = min(room, sum(held_bytes(job) for job in held))
+    scratch, state, own = scratch_bytes(jobs, rules.threads), state_bytes(jobs, rules.threads), task_bytes(jobs)
+    room = rules.budget_bytes - scratch - state - own - rules.upload_bytes
+    costs = [(job, _cost(job)) for job in jobs if job.method != "copy"]
+    held = [cost for _, cost in costs if cost.held_bytes <= room]
+    streamed = max((_streamed_bytes(job, cost, room) for job, cost in costs if cost.held_bytes > room), default=0)
+    in_flight = min(room, sum(cost.held_bytes for cost in held))
     if streamed >= in_flight:  # a streamed tensor has the memory to itself
         inputs, output, prefetch = streamed, 0, 0
     else:
-        inputs = max(job.read_bytes for job in held)
-        output = max(job.output.nbytes for job in held)
+        inputs = max(cost.read_bytes for cost in held)
+        output = max(cost.output_bytes for cost in held)
         prefetch = max(0, in_flight - inputs - output)
     return MemoryProjection(
         inputs_bytes=inputs,
         prefetch_bytes=prefetch,
-        scratch_bytes=scratch,
         output_bytes=output,
+        scratch_bytes=scratch,
+        state_bytes=state,
+        task_bytes=own,
         upload_bytes=rules.upload_bytes,
     )
 
 
-def too_small(jobs: tuple[TensorJob, ...], rules: MemoryRules) -> Problem | None:
-    """A problem naming the tensor that fits in no way, how much it needs, and what to set."""
-    projection = project(jobs, rules)
-    if projection.total_bytes <= rules.budget_bytes:
+def _streamed_bytes(job: TensorJob, cost: _Cost, room: int) -> int:
+    """Two windows of every input (one merging, one arriving) and one of output."""
+    windows = (window_elements(job, room, rows=rows) for rows in {False, needs_rows(job)})
+    return max(windows) * cost.window_element_bytes
+
+
+def too_small(jobs: Sequence[TensorJob], memory: MemoryProjection, rules: MemoryRules) -> Problem | None:
+    """A problem naming the tensor that fits in no way, how much it needs, and what to set; `memory` projects `jobs`."""
+    if memory.total_bytes <= rules.budget_bytes:
         return None
-    worst = max(jobs, key=lambda job: streamed_bytes(job, 0) if job.method != "copy" else 0)
-    needed = -(-projection.total_bytes // MIB)
+    merging = [job for job in jobs if job.method != "copy"] or jobs
+    worst = max(merging, key=lambda job: project((job,), MemoryRules(budget_bytes=0)).total_bytes)
+    needed = -(-memory.total_bytes // MIB)
     return Problem(
         subject=worst.output.name,
         message=f"needs {needed} MiB even when streamed, the task memory is {rules.budget_bytes // MIB} MiB",
         remedy=f"set --task-memory {needed}MiB or more",
+    )
+
+
+def _method(name: str) -> Method:
+    return declared_method(name) or find_method(name)
+
+
+def _state(job: TensorJob) -> int:
+    state = _method(job.method).state
+    return 0 if state is None else state(job.output.shape, job.parameters, len(job.inputs))
+
+
+def _cost(job: TensorJob) -> _Cost:
+    dtypes = tuple([ref.spec.dtype for ref in job.refs])
+    return _cost_of(job.output.shape, job.output.dtype, dtypes, rows=needs_rows(job))
+
+
+@lru_cache(maxsize=4096)  # a checkpoint has few different shapes, however many tensors
+def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[DType, ...], *, rows: bool) -> _Cost:
+    count = 1
+    for size in shape:
+        count *= size
+    width = 8 if DType.F64 in inputs else 4
+    block = block_elements(shape, rows=rows)
+    return _Cost(
+        read_bytes=sum(count * each.bits // 8 for each in inputs),
+        output_bytes=count * dtype.bits // 8,
+        window_element_bytes=sum(2 * each.bits // 8 for each in inputs) + dtype.bits // 8,
+        least_window=max(BLOCK_ELEMENTS, block),
+        scratch_bytes=width * min(block, max(count, 1)) * (_SCRATCH_BLOCKS_PER_INPUT * len(inputs) + _SCRATCH_BLOCKS),
     )

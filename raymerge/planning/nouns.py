@@ -73,17 +73,25 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryProjection:
-    """The most memory one shard task needs above its worker's baseline, term by term, in bytes."""
+    """The most memory one shard task needs above its worker's baseline, term by term, in bytes.
+
+    `inputs_bytes` and `output_bytes` are the largest tensors held whole, or the windows of one that streams;
+    `prefetch_bytes` what is held beside them; `scratch_bytes` blocks and `state_bytes` what methods keep through a
+    tensor, over all merging threads; `upload_bytes` the writer's buffers; `task_bytes` the task itself.
+    """
 
     inputs_bytes: int
     prefetch_bytes: int
     scratch_bytes: int
     output_bytes: int
     upload_bytes: int
+    state_bytes: int = 0
+    task_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.inputs_bytes + self.prefetch_bytes + self.scratch_bytes + self.output_bytes + self.upload_bytes
+        tensors = self.inputs_bytes + self.prefetch_bytes + self.output_bytes
+        return tensors + self.scratch_bytes + self.state_bytes + self.upload_bytes + self.task_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

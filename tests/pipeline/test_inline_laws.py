@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,19 @@ from merges import folder_digest, kill_when, start_merge, two_tune_recipe
 import raymerge
 from raymerge.errors import ExecutionError, PlanError
 
-METHODS = ("ties", "dare_ties", "task_arithmetic")
+METHODS = ("ties", "dare_ties", "task_arithmetic", "della")
 
 
 def merge(config: Any, out: Path, **options: Any) -> raymerge.MergeResult:
     return raymerge.merge(config, out, executor="inline", **{"out_shard_size": "2MB", **options})
+
+
+def least_memory(config: Any, out: Path) -> str:
+    """The least --task-memory that the refusal of a smaller one names: what fits in no less must stream."""
+    with pytest.raises(PlanError) as refused:
+        merge(config, out, task_cpus=1, task_memory="1MiB")
+    needed = [int(re.search(r"--task-memory (\d+)MiB", problem.remedy)[1]) for problem in refused.value.problems]
+    return f"{max(needed)}MiB"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -29,7 +38,7 @@ def test_threads_blocks_and_memory_do_not_change_a_byte(
     config = two_tune_recipe(models, method)
     merge(config, tmp_path / "one", task_cpus=1)
     merge(config, tmp_path / "two", task_cpus=2)
-    merge(config, tmp_path / "streamed", task_cpus=1, task_memory="41MiB")
+    merge(config, tmp_path / "streamed", task_cpus=1, task_memory=least_memory(config, tmp_path / "streamed"))
     monkeypatch.setattr("raymerge.merging.shard.BLOCK_ELEMENTS", 8192)
     merge(config, tmp_path / "small blocks", task_cpus=2)
     first = folder_digest(tmp_path / "one")
@@ -44,7 +53,8 @@ def test_a_small_budget_really_streams(models: Path, tmp_path: Path, monkeypatch
     seen = []
     original = shard._Run._stream
     monkeypatch.setattr(shard._Run, "_stream", lambda self, job: (seen.append(job.output.name), original(self, job))[1])
-    merge(two_tune_recipe(models), tmp_path / "out", task_cpus=1, task_memory="41MiB")
+    config = two_tune_recipe(models)
+    merge(config, tmp_path / "out", task_cpus=1, task_memory=least_memory(config, tmp_path / "out"))
     assert "model.embed_tokens.weight" in seen
 
 
