@@ -102,18 +102,15 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        read = self._stream.read
         for _ in range(_MOST_OPERATIONS):
-            code = self._stream.read(1)
-            if not code:
-                raise ValueError("it ends before its STOP")
-            opcode = _OPCODES.get(code)
-            if opcode is None:
-                _refuse(f"its pickle holds the unknown opcode 0x{code.hex()}")
-            step = _STEPS.get(opcode.name)
-            if step is None:  # refused before its argument is read
-                _refuse(f"its pickle uses {opcode.name}, which no file of tensors needs")
-            step(self, opcode.arg.reader(self._stream) if opcode.arg is not None else None)
-            if opcode.name == "STOP":
+            code = read(1)
+            found = _PROGRAM.get(code)
+            if found is None:
+                _refuse_opcode(code)
+            step, read_argument = found
+            step(self, read_argument(self._stream) if read_argument is not None else None)
+            if code == _STOP:
                 return self._stack.pop()
         raise RefusedPickleError(f"its pickle takes more than {_MOST_OPERATIONS:,} operations")
 
@@ -199,8 +196,6 @@ class _Machine:
 
 Step = Callable[[_Machine, Any], None]
 
-_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-
 _STEPS: dict[str, Step] = {
     "PROTO": _Machine.protocol,
     "FRAME": _Machine.ignore,
@@ -230,6 +225,24 @@ _STEPS: dict[str, Step] = {
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.persistent,
 }
+
+
+_STOP = b"."
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# What to do for an opcode, and how its argument is read: that of an opcode which is not here is never read.
+_PROGRAM: dict[bytes, tuple[Step, Callable[[BytesIO], Any] | None]] = {
+    code: (_STEPS[opcode.name], opcode.arg.reader if opcode.arg is not None else None)
+    for code, opcode in _OPCODES.items()
+    if opcode.name in _STEPS
+}
+
+
+def _refuse_opcode(code: bytes) -> NoReturn:
+    if not code:
+        raise ValueError("it ends before its STOP")
+    if code not in _OPCODES:
+        _refuse(f"its pickle holds the unknown opcode 0x{code.hex()}")
+    _refuse(f"its pickle uses {_OPCODES[code].name}, which no file of tensors needs")
 
 
 def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
