@@ -67,6 +67,7 @@ def dashboard(s3_process: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
         "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(folder),
         "RAY_AUTH_MODE": "disabled",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         **s3_process.env,
     }
     command = [
