@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from raymerge.checkpoint.adapter import with_adapter
 from raymerge.checkpoint.nouns import Checkpoint
-from raymerge.checkpoint.open import open_checkpoint
+from raymerge.checkpoint.open import open_adapter, open_checkpoint
 from raymerge.checkpoint.quantization import quantization_problem
 from raymerge.errors import Problem, RaymergeError
 from raymerge.planning.binding import model_references
@@ -27,18 +28,25 @@ class OpenedModels:
 
 
 def open_models(recipe: Recipe) -> OpenedModels:
-    """Open every model that the recipe names; relative paths are relative to the working directory."""
+    """Open every model that the recipe names; relative paths are relative to the working directory.
+
+    A model that stands alone and under several adapters is read once.
+    """
     references = model_references(recipe)
+    parts = dict.fromkeys(part for reference in references for part in _parts(reference))
     with ThreadPoolExecutor(_CONCURRENT_MODELS, thread_name_prefix="raymerge-open") as pool:
-        found = list(pool.map(_open, references))
-    checkpoints = {ref: each for ref, each in zip(references, found, strict=True) if isinstance(each, Checkpoint)}
-    problems = [
-        replace(problem, line=_line(recipe, ref)) if problem.line is None else problem
-        for ref, each in zip(references, found, strict=True)
-        if isinstance(each, RaymergeError)
-        for problem in each.problems
-    ]
-    return OpenedModels(checkpoints=checkpoints, problems=tuple(problems))
+        found = dict(zip(parts, pool.map(_open, parts), strict=True))
+    checkpoints = {}
+    problems: dict[Problem, Problem] = {}  # by what they say, so that a model under several adapters is told of once
+    for reference in references:
+        made = _assembled(reference, found)
+        if isinstance(made, Checkpoint):
+            checkpoints[reference] = made
+            continue
+        line = _line(recipe, reference)
+        for problem in made.problems:
+            problems.setdefault(problem, replace(problem, line=line) if problem.line is None else problem)
+    return OpenedModels(checkpoints=checkpoints, problems=tuple(problems.values()))
 
 
 def keep_in_cache(models: Iterable[Checkpoint]) -> bool:
@@ -51,23 +59,45 @@ def keep_in_cache(models: Iterable[Checkpoint]) -> bool:
     return bool(urls)
 
 
-def _open(reference: ModelReference) -> Checkpoint | RaymergeError:
-    if reference.adapter is not None:
-        return RaymergeError(
-            Problem(
-                subject=str(reference),
-                message="adapters cannot be merged on the fly yet",
-                remedy="merge the adapter into its base first (peft's merge_and_unload), then name that folder",
-            )
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What is opened by itself: a model, or an adapter."""
+
+    reference: ModelReference
+    is_adapter: bool = False
+
+
+def _parts(reference: ModelReference) -> tuple[_Part, ...]:
+    model = _Part(reference=replace(reference, adapter=None))
+    return (model,) if reference.adapter is None else (model, _Part(reference=reference.adapter, is_adapter=True))
+
+
+def _open(part: _Part) -> Checkpoint | RaymergeError:
+    reference = part.reference
+    read = open_adapter if part.is_adapter else open_checkpoint
     try:
-        opened = open_checkpoint(
-            reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd())
-        )
+        opened = read(reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd()))
     except RaymergeError as error:
         return error
-    problem = quantization_problem(opened)
+    problem = None if part.is_adapter else quantization_problem(opened)
     return opened if problem is None else RaymergeError(problem)
+
+
+def _assembled(
+    reference: ModelReference, found: Mapping[_Part, Checkpoint | RaymergeError]
+) -> Checkpoint | RaymergeError:
+    """The model with its adapter, if it has one, or everything that is wrong with either."""
+    parts = [found[part] for part in _parts(reference)]
+    failures = [problem for part in parts if isinstance(part, RaymergeError) for problem in part.problems]
+    if failures:
+        return RaymergeError(*failures)
+    model, *adapters = [part for part in parts if isinstance(part, Checkpoint)]
+    try:
+        for adapter in adapters:
+            model = with_adapter(model, adapter, reference=str(reference))
+    except RaymergeError as error:
+        return error
+    return model
 
 
 def _line(recipe: Recipe, reference: ModelReference) -> int | None:

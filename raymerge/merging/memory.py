@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymerge.compute.operations import open_operations
 from raymerge.dtypes import DType
-from raymerge.merging.scan import read_range
+from raymerge.merging.scan import read_held
 from raymerge.merging.tensor import merge_held
 from raymerge.planning.jobs import COPY
 from raymerge.planning.memory import BLOCK_ELEMENTS
@@ -42,12 +42,14 @@ def merged_tensors(plan: Plan, *, device: str = "cpu") -> Iterator[tuple[str, to
     operations = open_operations(device)
     for shard in plan.shards:
         for job in shard.jobs:
-            raw = [np.empty(ref.spec.nbytes, dtype=np.uint8) for ref in job.refs]
-            for ref, buffer in zip(job.refs, raw, strict=True):
-                read_range(ref, (0, ref.spec.element_count), buffer)
+            raw = read_held(job, _buffer)
             out = raw[0]
             if job.method != COPY:
                 out = np.empty(job.output.nbytes, dtype=np.uint8)
                 merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
             dtype = getattr(torch, _TORCH_NAMES[job.output.dtype])
             yield job.output.name, torch.from_numpy(out).view(dtype).reshape(job.output.shape)
+
+
+def _buffer(nbytes: int) -> Any:
+    return np.empty(nbytes, dtype=np.uint8)

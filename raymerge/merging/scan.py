@@ -10,6 +10,7 @@ from typing import Any
 from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations
 from raymerge.dtypes import DType
+from raymerge.merging.input_steps import OpenedSteps, open_steps
 from raymerge.methods.inputs import Block
 from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
@@ -21,9 +22,28 @@ LoadWindow = Callable[[Range], Sequence[Bytes]]
 
 
 def read_range(ref: TensorRef, elements: Range, buffer: Bytes) -> None:
-    """Fill `buffer` with elements [start, end) of a stored tensor."""
-    start = elements[0] * ref.spec.dtype.bits // 8
+    """Fill `buffer` with what holds elements [start, end) of a tensor: the bytes of `ref.span`."""
+    start, _ = ref.span(*elements)
     store_for(ref.file.url).read_into(ref.file.url, buffer, offset=ref.offset + start, version=ref.file.version)
+
+
+def read_held(job: TensorJob, take: Callable[[int], Bytes], check: Callable[[], None] = lambda: None) -> list[Bytes]:
+    """The stored bytes of every ref, whole, in buffers that `take` gives; refs in the same bytes have one buffer.
+
+    `check` is called before each read and may raise.
+    """
+    raw: list[Bytes] = []
+    for i, (ref, place) in enumerate(zip(job.refs, job.shared, strict=True)):
+        check()
+        raw.append(raw[place] if place < i else take(ref.nbytes))
+        if place == i:
+            read_range(ref, (0, ref.spec.element_count), raw[i])
+    return raw
+
+
+def own_buffers(job: TensorJob, raw: Sequence[Bytes]) -> Iterator[Bytes]:
+    """Every buffer that refs have, once."""
+    return (buffer for i, buffer in enumerate(raw) if job.shared[i] == i)
 
 
 def cut(count: int, unit: int) -> Iterator[Range]:
@@ -36,12 +56,14 @@ class Scanner:
     """Decodes windows into blocks.
 
     `windows(rows)` yields (elements, raw bytes of every ref) in element order, with `rows` windows of whole rows.
+    `steps` are those of the refs, opened; where not given, they are opened at the first block.
     """
 
     job: TensorJob
     operations: Operations
     block_elements: int
     windows: Callable[[bool], Iterator[tuple[Range, Sequence[Bytes]]]]
+    steps: Sequence[OpenedSteps | None] = ()
     _scratch: list[Any] = field(default_factory=list)
 
     def scan(self, rows: bool) -> Iterator[Block]:
@@ -57,12 +79,13 @@ class Scanner:
 
     def _block(self, window_start: int, first: int, last: int, raw: Sequence[Bytes]) -> Block:
         arrays = []
+        self.steps = self.steps or open_steps(self.job.refs)
         for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
-            width = ref.spec.dtype.bits // 8
+            dtype, stored = self._stored(position, ref, data, (window_start, first, last))
             out = self._scratch[position][: last - first] if position < len(self._scratch) else None
             if out is not None and len(out) < last - first:
                 out = None
-            decoded = self.operations.decode(data[first * width : last * width], ref.spec.dtype, out, wide=self.is_wide)
+            decoded = self.operations.decode(stored, dtype, out, wide=self.is_wide)
             if out is None:
                 self._keep_scratch(position, decoded)
             arrays.append(decoded)
@@ -74,6 +97,15 @@ class Scanner:
             base=arrays[0] if has_base else None,
             operations=self.operations,
         )
+
+    def _stored(self, position: int, ref: TensorRef, data: Bytes, place: tuple[int, int, int]) -> tuple[DType, Any]:
+        """Elements of a window as they are stored, or would be if what the steps make of them were."""
+        window_start, first, last = place
+        steps = self.steps[position]
+        if steps is not None:
+            return steps.dtype, steps.values(data, window_start, window_start + first, window_start + last)
+        width = ref.spec.dtype.bits // 8
+        return ref.spec.dtype, data[first * width : last * width]
 
     def _keep_scratch(self, position: int, decoded: Any) -> None:
         if position < len(self._scratch):
@@ -90,7 +122,10 @@ def held_windows(job: TensorJob, raw: Sequence[Bytes]) -> Iterator[tuple[Range, 
 def streamed_windows(
     job: TensorJob, window: int, readers: Executor, buffers: Sequence[Sequence[Bytes]]
 ) -> Iterator[tuple[Range, Sequence[Bytes]]]:
-    """Windows read from storage, the next one arriving while the current one merges; `buffers` are two sets of them."""
+    """Windows read from storage, the next one arriving while the current one merges.
+
+    `buffers` are two sets of `window_sizes`.
+    """
     ranges = list(cut(job.output.element_count, window))
 
     def start(index: int) -> list[Future[None]]:
@@ -98,8 +133,9 @@ def streamed_windows(
             return []
         elements, into = ranges[index], buffers[index % 2]
         return [
-            readers.submit(read_range, ref, elements, _sized(buffer, ref, elements))
-            for ref, buffer in zip(job.refs, into, strict=True)
+            readers.submit(read_range, ref, elements, _sized(into[i], ref, elements))
+            for i, ref in enumerate(job.refs)
+            if job.shared[i] == i
         ]
 
     arriving = start(0)
@@ -108,12 +144,23 @@ def streamed_windows(
             for future in arriving:
                 future.result()
             arriving = start(index + 1)
-            current = zip(job.refs, buffers[index % 2], strict=True)
-            yield elements, [_sized(buffer, ref, elements) for ref, buffer in current]
+            current = buffers[index % 2]
+            yield elements, [_sized(current[i], ref, elements) for i, ref in zip(job.shared, job.refs, strict=True)]
     finally:
         for future in arriving:  # the buffers may not be reused while a read still fills them
             future.cancel() or future.exception()
 
 
+def window_sizes(job: TensorJob, elements: int) -> list[int]:
+    """For each ref the most bytes that so many consecutive elements lie in, wherever they begin; 0 for shared ones."""
+    sizes = []
+    for i, ref in enumerate(job.refs):
+        unit, nbytes = ref.unit
+        most = elements * nbytes if unit == 1 else (elements // unit + 2) * nbytes
+        sizes.append(min(most, ref.nbytes) if job.shared[i] == i else 0)
+    return sizes
+
+
 def _sized(buffer: Bytes, ref: TensorRef, elements: Range) -> Bytes:
-    return buffer[: (elements[1] - elements[0]) * ref.spec.dtype.bits // 8]
+    start, end = ref.span(*elements)
+    return buffer[: end - start]

@@ -8,6 +8,7 @@ from typing import Any
 from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import stream_key
 from raymerge.errors import ExecutionError, Problem
+from raymerge.merging.input_steps import OpenedSteps
 from raymerge.merging.scan import Scanner, held_windows
 from raymerge.methods import Block, Method
 from raymerge.methods import method as find_method
@@ -18,9 +19,20 @@ from raymerge.planning.nouns import TensorJob
 Bytes = Any  # a 1-D uint8 numpy array
 
 
-def merge_held(job: TensorJob, raw: Sequence[Bytes], out: Bytes, operations: Operations, block_elements: int) -> int:
-    """Merge inputs that lie in memory whole into `out`; returns how many results are not finite."""
-    scanner = Scanner(job, operations, block_elements, lambda _rows: held_windows(job, raw))
+def merge_held(
+    job: TensorJob,
+    raw: Sequence[Bytes],
+    out: Bytes,
+    operations: Operations,
+    block_elements: int,
+    *,
+    steps: Sequence[OpenedSteps | None] = (),
+) -> int:
+    """Merge inputs that lie in memory whole into `out`; returns how many results are not finite.
+
+    `steps` are those of the inputs, opened; where not given, they are opened when they are needed.
+    """
+    scanner = Scanner(job, operations, block_elements, lambda _rows: held_windows(job, raw), steps=steps)
     width = job.output.dtype.bits // 8
     return merge_tensor(job, scanner, operations, lambda start, end: out[start * width : end * width])
 
@@ -46,16 +58,7 @@ def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place
 def _merge(
     method: Method, job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]
 ) -> int:
-    inputs = Inputs(
-        shape=job.output.shape,
-        shared=job.parameters,
-        each=tuple(each.parameters for each in job.inputs),
-        keys=tuple(stream_key(job.seed, slot, job.output.name) for slot in job.slots),
-        has_base=job.base is not None,
-        operations=operations,
-        open_scan=scanner.scan,
-    )
-    combine = method.merge(inputs)
+    combine = method.merge(_inputs(job, scanner, operations))
     nonfinite = 0
     for block in scanner.scan(method.needs_rows(job.parameters)):
         merged = combine(block)
@@ -63,6 +66,26 @@ def _merge(
             _check_result(method, job, block, merged)
         nonfinite += operations.encode(merged, job.output.dtype, place(block.start, block.start + block.count))
     return nonfinite
+
+
+def observe_tensor(job: TensorJob, scanner: Scanner, operations: Operations, details: Any) -> Any:
+    """What a first phase's question finds in one tensor: an array of counts."""
+    method = find_method(job.method)
+    check_code(method, job.method_sha256)
+    assert method.survey is not None
+    return method.survey.observe(_inputs(job, scanner, operations), details)
+
+
+def _inputs(job: TensorJob, scanner: Scanner, operations: Operations) -> Inputs:
+    return Inputs(
+        shape=job.output.shape,
+        shared=job.parameters,
+        each=tuple({**each.parameters, **each.found} for each in job.inputs),
+        keys=tuple(stream_key(job.seed, slot, job.output.name) for slot in job.slots),
+        has_base=job.base is not None,
+        operations=operations,
+        open_scan=scanner.scan,
+    )
 
 
 def _check_result(method: Method, job: TensorJob, block: Block, merged: Any) -> None:

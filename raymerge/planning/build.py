@@ -68,6 +68,7 @@ def build_plan(
     complete = len(opened) == len(model_references(recipe)) and len(modules) == len(recipe.modules)
     if complete and not problems:
         _drop_bystanders(opened.values(), modules, ledger)
+        ledger.record_helpers(opened.values())
         for problem in ledger.unaccounted(opened.values()):
             problems.add(problem)
         if not placed:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from raymerge.checkpoint.nouns import TensorRef
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
 from raymerge.methods import method as find_method
@@ -20,6 +21,9 @@ BLOCK_ELEMENTS = 128 * 1024
 BLOCK_ROWS = 4096
 # A streamed tensor moves through windows of this many elements: 16 MiB of bfloat16 keeps range requests long.
 WINDOW_ELEMENTS = 8 * 1024 * 1024
+# Copies whose bytes come from another store are moved in chunks of this size, and so many bytes are under way at most.
+CHUNK_BYTES = 16 * MIB
+MOVED_BYTES = 8 * CHUNK_BYTES
 # Arrays of one block that a method may hold beside its inputs: deltas, masks, sums, random words, in float64 at worst.
 _SCRATCH_BLOCKS_PER_INPUT = 3
 _SCRATCH_BLOCKS = 16
@@ -45,22 +49,44 @@ class MemoryRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cost:
-    """What one job takes: its tensors whole, one element of a window, the smallest window, and one thread's scratch."""
+    """What one job takes: its tensors whole, one element of a window, the smallest window, and one thread's scratch.
+
+    `step_bytes` is what the steps of its inputs hold while it runs, `window_extra_bytes` what packed units that windows
+    cut add to those.
+    """
 
     read_bytes: int
     output_bytes: int
+    step_bytes: int
+    window_extra_bytes: int
     window_element_bytes: int
     least_window: int
     scratch_bytes: int
 
     @property
     def held_bytes(self) -> int:
-        return self.read_bytes + self.output_bytes
+        return self.read_bytes + self.output_bytes + self.step_bytes
+
+    @property
+    def streaming_bytes(self) -> int:
+        """What a streamed job takes beside its windows."""
+        return self.step_bytes + self.window_extra_bytes
 
 
 def held_bytes(job: TensorJob) -> int:
     """Memory of a job whose tensors lie in memory whole: every input and the output."""
     return _cost(job).held_bytes
+
+
+def read_held_bytes(job: TensorJob) -> int:
+    """As held_bytes, without the output."""
+    cost = _cost(job)
+    return cost.read_bytes + cost.step_bytes
+
+
+def step_bytes(job: TensorJob) -> int:
+    """What the steps of the job's inputs hold, whether their tensors are held or streamed."""
+    return _cost(job).step_bytes
 
 
 def needs_rows(job: TensorJob) -> bool:
@@ -79,7 +105,8 @@ def block_elements(shape: Sequence[int], *, rows: bool, target: int = BLOCK_ELEM
 def window_elements(job: TensorJob, room_bytes: int, *, rows: bool) -> int:
     """Elements per window of a streamed job: whole blocks, two windows of every input within `room_bytes`."""
     cost = _cost(job)
-    most = max(cost.least_window, min(room_bytes // cost.window_element_bytes, WINDOW_ELEMENTS))
+    room = room_bytes - cost.streaming_bytes
+    most = max(cost.least_window, min(room // cost.window_element_bytes, WINDOW_ELEMENTS))
     unit = block_elements(job.output.shape, rows=rows)
     return most // unit * unit
 
@@ -117,12 +144,13 @@ def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
     costs = [(job, _cost(job)) for job in jobs if job.method != "copy"]
     held = [cost for _, cost in costs if cost.held_bytes <= room]
     streamed = max((_streamed_bytes(job, cost, room) for job, cost in costs if cost.held_bytes > room), default=0)
-    in_flight = min(room, sum(cost.held_bytes for cost in held))
+    moved = min(MOVED_BYTES, sum(job.output.nbytes for job in jobs if job.method == "copy"))  # if from another store
+    in_flight = min(room, sum(cost.held_bytes for cost in held) + moved)
     if streamed >= in_flight:  # a streamed tensor has the memory to itself
         inputs, output, prefetch = streamed, 0, 0
     else:
-        inputs = max(cost.read_bytes for cost in held)
-        output = max(cost.output_bytes for cost in held)
+        inputs = max((cost.read_bytes + cost.step_bytes for cost in held), default=0)
+        output = max((cost.output_bytes for cost in held), default=0)
         prefetch = max(0, in_flight - inputs - output)
     return MemoryProjection(
         inputs_bytes=inputs,
@@ -138,7 +166,7 @@ def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
 def _streamed_bytes(job: TensorJob, cost: _Cost, room: int) -> int:
     """Two windows of every input (one merging, one arriving) and one of output."""
     windows = (window_elements(job, room, rows=rows) for rows in {False, needs_rows(job)})
-    return max(windows) * cost.window_element_bytes
+    return max(windows) * cost.window_element_bytes + cost.streaming_bytes
 
 
 def too_small(jobs: Sequence[TensorJob], memory: MemoryProjection, rules: MemoryRules) -> Problem | None:
@@ -164,22 +192,49 @@ def _state(job: TensorJob) -> int:
     return 0 if state is None else state(job.output.shape, job.parameters, len(job.inputs))
 
 
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What an input takes, as far as memory goes: `nbytes` is 0 where its bytes are another input's too."""
+
+    is_wide: bool
+    nbytes: int
+    unit: tuple[int, int]
+    step_bytes: int
+    has_steps: bool
+
+
 def _cost(job: TensorJob) -> _Cost:
-    dtypes = tuple([ref.spec.dtype for ref in job.refs])
-    return _cost_of(job.output.shape, job.output.dtype, dtypes, rows=needs_rows(job))
+    shared = job.shared
+    inputs = tuple([_input(ref, is_first=shared[i] == i) for i, ref in enumerate(job.refs)])
+    return _cost_of(job.output.shape, job.output.dtype, inputs, rows=needs_rows(job))
+
+
+def _input(ref: TensorRef, *, is_first: bool) -> _Input:
+    return _Input(
+        is_wide=ref.spec.dtype is DType.F64,
+        nbytes=ref.nbytes if is_first else 0,
+        unit=ref.unit if is_first else (1, 0),
+        step_bytes=sum([step.held_bytes for step in ref.steps]),
+        has_steps=bool(ref.steps),
+    )
 
 
 @lru_cache(maxsize=4096)  # a checkpoint has few different shapes, however many tensors
-def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[DType, ...], *, rows: bool) -> _Cost:
+def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[_Input, ...], *, rows: bool) -> _Cost:
     count = 1
     for size in shape:
         count *= size
-    width = 8 if DType.F64 in inputs else 4
+    width = 8 if any(each.is_wide for each in inputs) else 4
     block = block_elements(shape, rows=rows)
+    # A step's results are a block of their own, beside what they are made of.
+    blocks = _SCRATCH_BLOCKS_PER_INPUT * len(inputs) + _SCRATCH_BLOCKS + 2 * any(each.has_steps for each in inputs)
+    units = [each.unit for each in inputs]
     return _Cost(
-        read_bytes=sum(count * each.bits // 8 for each in inputs),
+        read_bytes=sum(each.nbytes for each in inputs),
         output_bytes=count * dtype.bits // 8,
-        window_element_bytes=sum(2 * each.bits // 8 for each in inputs) + dtype.bits // 8,
+        step_bytes=sum(each.step_bytes for each in inputs),
+        window_extra_bytes=sum(4 * nbytes for elements, nbytes in units if elements > 1),
+        window_element_bytes=sum(2 * -(-nbytes // elements) for elements, nbytes in units) + dtype.bits // 8,
         least_window=max(BLOCK_ELEMENTS, block),
-        scratch_bytes=width * min(block, max(count, 1)) * (_SCRATCH_BLOCKS_PER_INPUT * len(inputs) + _SCRATCH_BLOCKS),
+        scratch_bytes=width * min(block, max(count, 1)) * blocks,
     )

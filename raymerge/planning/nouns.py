@@ -14,10 +14,14 @@ ParameterValues = Mapping[str, float | int | bool | str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInput:
-    """One input of a job: the bytes of a tensor, and the values of the method's per-input parameters."""
+    """One input of a job: the bytes of a tensor, and the values of the method's per-input parameters.
+
+    `found` are further ones that a first phase found out, from the plan and its inputs alone.
+    """
 
     ref: TensorRef
     parameters: ParameterValues = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,21 @@ class TensorJob:
         return base + tuple(each.ref for each in self.inputs)
 
     @property
+    def shared(self) -> tuple[int, ...]:
+        """For each of `refs`, the place of the first one that lies in the same bytes: a base under several adapters."""
+        places: dict[tuple[str, int, int], int] = {}
+        return tuple([places.setdefault((ref.file.url, ref.offset, ref.nbytes), i) for i, ref in enumerate(self.refs)])
+
+    @property
+    def reads(self) -> tuple[TensorRef, ...]:
+        """Every stored tensor that is read, once: those of `refs`, and what their steps need beside them."""
+        places = self.shared
+        sides = [side for ref in self.refs for side in ref.sides]
+        return (*(ref for i, ref in enumerate(self.refs) if places[i] == i), *sides)
+
+    @property
     def read_bytes(self) -> int:
-        return sum(ref.spec.nbytes for ref in self.refs)
+        return sum(ref.nbytes for ref in self.reads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +151,8 @@ class Plan:
     `digest` hashes what bears on the output's bytes: file names, layouts, methods, numbers, seeds and input identities;
     no worker count or memory size. `output_config` is the config.json to write; `donor` gives the other small files,
     `tokenizer_donor` the tokenizer. `models` are in recipe order;
-    `warnings` are what a user should read before running.
+    `warnings` are what a user should read before running. `surveyed` are the output tensors that a first phase looks
+    at, in the model's order whatever the files, `survey_passes` times as a rule.
     """
 
     digest: str
@@ -153,6 +171,17 @@ class Plan:
     copy_tokenizer: bool = True
     tokenizer_donor: Checkpoint | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
+    surveyed: tuple[str, ...] = ()
+    survey_passes: int = 0
+
+    @property
+    def survey_bytes(self) -> int:
+        """What a first phase reads, as a rule, before any tensor is merged."""
+        if not self.surveyed:
+            return 0
+        names = set(self.surveyed)
+        jobs = (job for shard in self.shards for job in shard.jobs if job.output.name in names)
+        return self.survey_passes * sum(job.read_bytes for job in jobs)
 
     @property
     def output_bytes(self) -> int:
