@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.buffers import Account
+from raymerge.merging.input_steps import open_steps
 from raymerge.merging.nouns import ShardOptions
-from raymerge.merging.peak import peak_bytes, reset_peak
-from raymerge.merging.scan import Scanner, read_range, streamed_windows
+from raymerge.merging.peak import reset_peak
+from raymerge.merging.receipts import receipt, with_checksum
+from raymerge.merging.scan import Scanner, streamed_windows, window_sizes
+from raymerge.merging.schedule import Batch, Chunk, Copy, Step, Stream, schedule
 from raymerge.merging.tensor import merge_held, merge_tensor
+from raymerge.planning.copies import is_copied
 from raymerge.planning.header import shard_header
 from raymerge.planning.jobs import COPY
-from raymerge.planning.memory import BLOCK_ELEMENTS, held_bytes, is_held, needs_rows, room_bytes, window_elements
+from raymerge.planning.memory import (
+    BLOCK_ELEMENTS,
+    MOVED_BYTES,
+    needs_rows,
+    room_bytes,
+    step_bytes,
+    window_elements,
+)
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
-from raymerge.storage import CopyRange, ObjectInfo, ObjectWriter, join_url, store_for
+from raymerge.storage import CopyRange, ObjectWriter, is_local, join_url, store_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Readers beside the merging threads: enough that the next tensors arrive while these merge.
-_READ_AHEAD_THREADS = 3
-_CHECKSUM_CHUNK_BYTES = 8 << 20
+# Readers beside the merging threads: enough that the next tensors arrive while these merge. From a disk that is a
+# matter of copying; an object store takes 20 to 200 ms for an answer and gives one connection some 100 MB/s.
+_DISK_READERS = 3
+_STORE_READERS = 16
 
 
 def run_shard(
@@ -47,51 +61,51 @@ def run_shard(
         writer.write(header)
         with _Run(task=task, options=options, writer=writer, raise_if_stopped=raise_if_stopped) as run:
             nonfinite = run.write_tensors()
+        writer.settle(raise_if_stopped)
         written = writer.commit()
-    return _receipt(task, written, nonfinite, started)
-
-
-def checksum_shard(task: ShardTask, options: ShardOptions) -> ShardReceipt:
-    """Read a finished output file for its checksum: what an interrupted run did not live to note."""
-    started = time.monotonic()
-    url = join_url(options.out, task.file_name)
-    store = store_for(url)
-    info = store.info(url)
-    crc, buffer = 0, bytearray(min(_CHECKSUM_CHUNK_BYTES, info.nbytes))
-    for offset in range(0, info.nbytes, _CHECKSUM_CHUNK_BYTES):
-        view = memoryview(buffer)[: min(_CHECKSUM_CHUNK_BYTES, info.nbytes - offset)]
-        store.read_into(url, view, offset=offset, version=info.version)
-        crc = zlib.crc32(view, crc)
-    found = ObjectInfo(url=url, nbytes=info.nbytes, version=info.version, crc32=crc)
-    return _receipt(task, found, {}, started)
-
-
-def _receipt(task: ShardTask, written: ObjectInfo, nonfinite: dict[str, int], started: float) -> ShardReceipt:
-    if written.crc32 is None:
-        raise ExecutionError(f"{task.file_name}: the store gave no checksum of what was written")
-    return ShardReceipt(
-        file_name=task.file_name,
-        nbytes=written.nbytes,
-        crc32=written.crc32,
-        read_bytes=task.read_bytes,
-        nonfinite=tuple(nonfinite.items()),
-        seconds=time.monotonic() - started,
-        peak_bytes=peak_bytes(),
-    )
+    return receipt(task, with_checksum(written), nonfinite, started)
 
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """A merged tensor in memory, waiting for its turn in the file."""
+    """Bytes in memory, waiting for their turn in the file: a merged tensor, or a chunk that is moved as it is."""
 
-    job: TensorJob
     data: Any
-    crc32: int
-    nonfinite: int
+    job: TensorJob | None = None
+    crc32: int | None = None
+    nonfinite: int = 0
+
+
+class _Held:
+    """The bytes that a batch reads, arriving or there; they are given back once all of its jobs are merged."""
+
+    def __init__(self, batch: Batch, buffers: list[Any], arriving: list[Future[None]]) -> None:
+        self.batch = batch
+        self.buffers = buffers
+        self._arriving = arriving
+        self._unmerged = len(batch.jobs)
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        for future in self._arriving:
+            future.result()
+
+    def raw(self, ref: TensorRef) -> Any:
+        position, start = self.batch.places[ref.file.url, ref.offset]
+        return self.buffers[position][start : start + ref.nbytes]
+
+    def is_spent(self) -> bool:
+        """Whether the job that now says it is merged was the last one."""
+        with self._lock:
+            self._unmerged -= 1
+            return self._unmerged == 0
 
 
 class _Run:
-    """The jobs of one shard: admitted in file order within the budget, merged on threads, written in order."""
+    """The steps of one shard: admitted in file order within the budget, read and merged on threads, written in order.
+
+    Reads begin as soon as there is room for them, so that the next tensors arrive while others merge.
+    """
 
     def __init__(
         self, *, task: ShardTask, options: ShardOptions, writer: ObjectWriter, raise_if_stopped: Callable[[], None]
@@ -102,76 +116,135 @@ class _Run:
         self._raise_if_stopped = raise_if_stopped
         self._room = room_bytes(task.jobs, options.memory)
         self._account = Account(max(self._room, 0))
+        self._moving_bytes = 0
         self._block_elements = BLOCK_ELEMENTS
         self._operations: queue.SimpleQueue[Operations] = queue.SimpleQueue()
         self._failed = False
         threads = options.memory.threads
-        for _ in range(threads):
-            self._operations.put(open_operations(options.device))
-        self._pool = ThreadPoolExecutor(threads + _READ_AHEAD_THREADS, thread_name_prefix="raymerge-merge")
-        self._readers = ThreadPoolExecutor(_READ_AHEAD_THREADS, thread_name_prefix="raymerge-read")
+        if any(job.method != COPY for job in task.jobs):
+            for _ in range(threads):
+                self._operations.put(open_operations(options.device))
+        near = all(is_local(ref.file.url) for job in task.jobs for ref in job.refs)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="raymerge-merge")
+        self._readers = ThreadPoolExecutor(
+            _DISK_READERS if near else _STORE_READERS, thread_name_prefix="raymerge-read"
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._failed = True  # what is still queued has nobody to write it
-        self._pool.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def write_tensors(self) -> dict[str, int]:
         """Write every tensor in file order; returns the count of non-finite results by tensor."""
-        waiting = deque(self._task.jobs)
-        flying: deque[Future[_Merged]] = deque()
+        store = store_for(self._options.out)
+        waiting = deque(schedule(self._task.jobs, self._room, lambda job: is_copied(job, store)))
+        flying: deque[Future[_Merged] | Copy] = deque()
         nonfinite: dict[str, int] = {}
         while waiting or flying:
             self._raise_if_stopped()
             self._admit(waiting, flying)
             if flying:
-                wait([future for future in flying if not future.done()], return_when=FIRST_COMPLETED)
-                while flying and flying[0].done():
-                    merged = flying.popleft().result()
-                    self._writer.write(merged.data, crc32=merged.crc32)
-                    self._account.give(merged.data)
-                    self._note(merged.job, merged.nonfinite, nonfinite)
-            elif waiting and waiting[0].method == COPY:
-                self._copy(list(_leading_copies(waiting)))
-            elif waiting:
-                job = waiting.popleft()
-                self._note(job, self._stream(job), nonfinite)
+                self._write(flying, nonfinite)
+                continue
+            step = waiting.popleft()
+            assert isinstance(step, Stream), "whatever else comes first is admitted when nothing is in memory"
+            self._note(step.job, self._stream(step.job), nonfinite)
         return nonfinite
 
-    def _admit(self, waiting: deque[TensorJob], flying: deque[Future[_Merged]]) -> None:
-        """Start the next jobs as long as they are held in memory and fit beside those in flight."""
-        while waiting and is_held(waiting[0], self._room):
-            if not self._account.try_acquire(held_bytes(waiting[0])):
+    def _admit(self, waiting: deque[Step], flying: deque[Future[_Merged] | Copy]) -> None:
+        """Start the next steps as long as they fit beside those in flight; a stream waits until all of these are."""
+        while waiting:
+            step = waiting[0]
+            if isinstance(step, Copy):
+                flying.append(step)
+            elif isinstance(step, Chunk) and self._takes_chunk(step.source.nbytes):
+                flying.append(self._readers.submit(self._move, step.source))
+            elif isinstance(step, Batch) and self._account.try_acquire(step.held_bytes):
+                flying.extend(self._begin(step))
+            else:
                 return
-            flying.append(self._pool.submit(self._hold, waiting.popleft()))
+            waiting.popleft()
 
-    def _hold(self, job: TensorJob) -> _Merged:
-        """Read a job's inputs whole, and merge them."""
-        raw = [self._account.take(ref.spec.nbytes) for ref in job.refs]
+    def _takes_chunk(self, nbytes: int) -> bool:
+        if self._moving_bytes + nbytes > MOVED_BYTES or not self._account.try_acquire(nbytes):
+            return False
+        self._moving_bytes += nbytes
+        return True
+
+    def _begin(self, batch: Batch) -> list[Future[_Merged]]:
+        """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""
+        buffers = [self._account.take(run.nbytes) for run in batch.runs]
+        arriving = [
+            self._readers.submit(self._read, run.file.url, buffer, run.offset, run.file.version)
+            for run, buffer in zip(batch.runs, buffers, strict=True)
+        ]
+        held = _Held(batch, buffers, arriving)
+        return [self._pool.submit(self._merge, job, held) for job in batch.jobs]
+
+    def _read(self, url: str, buffer: Any, offset: int, version: str) -> None:
+        if self._failed:
+            raise ExecutionError("stopped")
+        if len(buffer):
+            store_for(url).read_into(url, buffer, offset=offset, version=version)
+
+    def _move(self, source: CopyRange) -> _Merged:
+        data = self._account.take(source.nbytes)
+        self._read(source.url, data, source.offset, source.version)
+        return _Merged(data)
+
+    def _merge(self, job: TensorJob, held: _Held) -> _Merged:
+        held.wait()
+        if self._failed:
+            raise ExecutionError("stopped")
         data = self._account.take(job.output.nbytes)
-        for ref, buffer in zip(job.refs, raw, strict=True):
-            if self._failed:
-                raise ExecutionError("stopped")
-            read_range(ref, (0, ref.spec.element_count), buffer)
+        raw = [held.raw(ref) for ref in job.refs]
+        steps = open_steps(job.refs)
         operations = self._operations.get()
         try:
-            nonfinite = merge_held(job, raw, data, operations, self._block_elements)
+            nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
         finally:
             self._operations.put(operations)
-        for buffer in raw:
-            self._account.give(buffer)
-        return _Merged(job, data, zlib.crc32(data), nonfinite)
+        del raw, steps
+        self._account.release(step_bytes(job))
+        if held.is_spent():
+            for buffer in held.buffers:
+                self._account.give(buffer)
+        return _Merged(data, job, zlib.crc32(data), nonfinite)
+
+    def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
+        """Wait for something to be done, and write what has its turn."""
+        if isinstance(flying[0], Future):
+            wait([each for each in flying if isinstance(each, Future) and not each.done()], return_when=FIRST_COMPLETED)
+        while flying:
+            first = flying[0]
+            if isinstance(first, Copy):
+                for each in first.ranges:
+                    self._writer.copy(each)
+            elif first.done():
+                self._write_merged(first.result(), nonfinite)
+            else:
+                return
+            flying.popleft()
+
+    def _write_merged(self, merged: _Merged, nonfinite: dict[str, int]) -> None:
+        self._writer.write(merged.data, crc32=merged.crc32)
+        self._account.give(merged.data)
+        if merged.job is None:
+            self._moving_bytes -= len(merged.data)
+        else:
+            self._note(merged.job, merged.nonfinite, nonfinite)
 
     def _stream(self, job: TensorJob) -> int:
         """Merge a tensor too large to hold: windows arrive, merge and leave, as often as the method scans."""
         windows = {rows: window_elements(job, self._room, rows=rows) for rows in {False, needs_rows(job)}}
         most, window = max(windows.values()), windows[needs_rows(job)]
-        sizes = [most * ref.spec.dtype.bits // 8 for ref in job.refs]
+        sizes = window_sizes(job, most)
         width = job.output.dtype.bits // 8
-        needed = 2 * sum(sizes) + most * width
+        needed = 2 * sum(sizes) + most * width + step_bytes(job)
         if not self._account.try_acquire(needed):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
@@ -197,13 +270,10 @@ class _Run:
             self._writer.write(out[: (job.output.element_count - end_of_written) * width])
         finally:
             self._operations.put(operations)
+        self._account.release(step_bytes(job))
         for buffer in (*buffers[0], *buffers[1], out):
             self._account.give(buffer)
         return nonfinite
-
-    def _copy(self, jobs: list[TensorJob]) -> None:
-        for copied in _ranges(jobs):
-            self._writer.copy(copied)
 
     def _note(self, job: TensorJob, count: int, nonfinite: dict[str, int]) -> None:
         if not count:
@@ -217,27 +287,3 @@ class _Run:
                     remedy="check the inputs (raymerge verify MODEL --full), or go on with --nan warn",
                 )
             )
-
-
-def _leading_copies(waiting: deque[TensorJob]) -> Iterator[TensorJob]:
-    while waiting and waiting[0].method == COPY:
-        yield waiting.popleft()
-
-
-def _ranges(jobs: list[TensorJob]) -> Iterator[CopyRange]:
-    """The jobs' byte ranges, neighbours in one file joined."""
-    joined: CopyRange | None = None
-    for job in jobs:
-        ref = job.inputs[0].ref
-        if not ref.spec.nbytes:
-            continue
-        if joined is not None and joined.url == ref.file.url and joined.offset + joined.nbytes == ref.offset:
-            joined = CopyRange(
-                url=joined.url, offset=joined.offset, nbytes=joined.nbytes + ref.spec.nbytes, version=joined.version
-            )
-            continue
-        if joined is not None:
-            yield joined
-        joined = CopyRange(url=ref.file.url, offset=ref.offset, nbytes=ref.spec.nbytes, version=ref.file.version)
-    if joined is not None:
-        yield joined

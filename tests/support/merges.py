@@ -40,7 +40,7 @@ SLOW_MERGE = """
 import json, sys, time, raymerge
 from raymerge.merging import shard
 plain = shard.merge_held
-shard.merge_held = lambda *a: (time.sleep({seconds}), plain(*a))[1]
+shard.merge_held = lambda *a, **k: (time.sleep({seconds}), plain(*a, **k))[1]
 raymerge.merge(json.loads(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3]))
 """
 
