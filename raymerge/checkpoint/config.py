@@ -65,6 +65,15 @@ def tie_word_embeddings(config: Mapping[str, Any]) -> bool | None:
     return bool(values[0]) if values else None
 
 
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` for a head of its own: at the top level, and wherever a part of the model says otherwise."""
+    changed: dict[str, Any] = _copy(config)
+    for path, section in _sections(changed):
+        if not path or "tie_word_embeddings" in section:
+            section["tie_word_embeddings"] = False
+    return changed
+
+
 def with_layers(config: Mapping[str, Any], path: Path, kept: Sequence[int]) -> dict[str, Any]:
     """`config` for a stack of layers `kept`, numbers of the old stack that may repeat; `path` is the tower's.
 

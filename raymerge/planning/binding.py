@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
@@ -12,6 +13,7 @@ from raymerge.planning.parameters import Level, ParameterTable, Problems, missin
 from raymerge.planning.sites import Group, Lane
 from raymerge.planning.stack import Anatomy, dissect
 from raymerge.recipe.nouns import ModelReference, Module, Recipe, Settings, Slice, Source
+from raymerge.recipe.settings import varies_over_layers
 
 _WHOLE_MODEL = "default"  # the name recipes give the only module of a model that has no parts
 
@@ -109,7 +111,16 @@ class Binder:
             labels=tuple(str(source.model) for source in merging),
             problems=self.problems,
         )
-        return Group(inputs=tuple(ready), base=base, table=table, prefix=module.prefix)
+        leads = base_at is not None and self.method.base is Base.INPUT
+        group = Group(
+            inputs=tuple(ready),
+            base=base,
+            table=table,
+            prefix=module.prefix,
+            leader_at=base_at if leads and base_at is not None else 0,
+        )
+        self._check_gradients(group)
+        return group
 
     def _has_tensors_under(self, prefix: str) -> bool:
         return any(name.startswith(f"{prefix}.") for each in self.opened.values() for name in each.tensors)
@@ -126,6 +137,23 @@ class Binder:
             for source in merging:
                 if not any(parameter.name in level for level in (source.parameters, *shared)):
                     self._complain_missing(parameter, str(source.model), source.line)
+
+    def _check_gradients(self, group: Group) -> None:
+        """Values over layers where no layers are known: every tensor would take the first value without a word."""
+        if group.leader.anatomy.stacks:
+            return
+        for level in chain(group.table.shared_levels, *group.table.each_levels):
+            for name, setting in level.items():
+                if self.method.parameter(name) is not None and varies_over_layers(setting):
+                    self.problems.add(
+                        Problem(
+                            subject=name,
+                            message=f"varies over layers, but {group.leader.label} has no numbered layers that its "
+                            "config.json counts",
+                            remedy="set one value, or one for each filter of tensor names",
+                            line=setting.line,
+                        )
+                    )
 
     def _complain_missing(self, parameter: Parameter, model: str, line: int | None) -> None:
         problem = missing_value(parameter, model, "any tensor", line)

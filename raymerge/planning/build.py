@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymerge.checkpoint.config import layer_doubts, set_dtype, with_layers
+from raymerge.checkpoint.config import layer_doubts, set_dtype, tie_word_embeddings, untied, with_layers
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.dtypes import DType
 from raymerge.errors import PlanError, Problem
@@ -15,7 +15,7 @@ from raymerge.methods.declaration import Method
 from raymerge.methods.extension import origin_of
 from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
-from raymerge.planning.jobs import JobMaker, Rules
+from raymerge.planning.jobs import JobMaker, Rules, is_head, is_kept
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
 from raymerge.planning.nouns import Plan, ShardTask, TensorJob
@@ -84,14 +84,19 @@ def build_plan(
         digest=shards[0].plan_digest,
         shards=shards,
         ledger=ledger.lines(),
-        output_config=_output_config(donor, modules, maker, placed),
+        output_config=_output_config(donor, opened.values(), modules, placed),
         models=tuple(opened.values()),
         base=opened[recipe.base_model] if recipe.base_model is not None else None,
         donor=donor,
         methods=(method.name,),
         layer_count=_layer_count(modules),
         parameters_by_layer=parameter_rows(method, modules),
-        warnings=(*warnings, *_rounding(maker), *_doubts(donor, modules)),
+        warnings=(
+            *warnings,
+            *_rounding(maker),
+            *_idle_patterns(recipe, [job for _, job in placed]),
+            *_doubts(donor, modules),
+        ),
         recipe_text=recipe.text,
         chat_template=recipe.chat_template,
         copy_tokenizer=options.copy_tokenizer,
@@ -174,16 +179,26 @@ def _shards(placed: list[Placed], modules: Iterable[BoundModule], options: PlanO
 
 
 def _output_config(
-    donor: Checkpoint, modules: Iterable[BoundModule], maker: JobMaker, placed: list[Placed]
+    donor: Checkpoint, opened: Iterable[Checkpoint], modules: Iterable[BoundModule], placed: list[Placed]
 ) -> dict[str, Any]:
     """The donor's config.json with the layers, the element type and the tied embeddings of the output."""
     config = dict(donor.config)
     for path, kept in _kept_layers(modules):
         config = with_layers(config, path, kept)
-    if maker.untied:
-        config["tie_word_embeddings"] = False
+    if _has_own_head(donor, opened, placed):
+        config = untied(config)
     dtype = _common_dtype(job for _, job in placed)
     return set_dtype(config, dtype) if dtype is not None else config
+
+
+def _has_own_head(donor: Checkpoint, opened: Iterable[Checkpoint], placed: list[Placed]) -> bool:
+    """Whether the output holds a head that loaders would overlook, by the donor's config, for the embedding."""
+    heads = [job.output.name for _, job in placed if is_head(job.output.name)]
+    if not heads or tie_word_embeddings(donor.config) is False:
+        return False
+    return any(
+        tie_word_embeddings(each.config) is False or any(name not in each.tensors for name in heads) for each in opened
+    )
 
 
 def _kept_layers(modules: Iterable[BoundModule]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
@@ -216,6 +231,19 @@ def _layer_count(modules: Iterable[BoundModule]) -> int:
 
 def _doubts(donor: Checkpoint, modules: Iterable[BoundModule]) -> tuple[Problem, ...]:
     return tuple(doubt for path, kept in _kept_layers(modules) for doubt in layer_doubts(donor.config, path, kept))
+
+
+def _idle_patterns(recipe: Recipe, jobs: Iterable[TensorJob]) -> tuple[Problem, ...]:
+    names = [job.output.name for job in jobs]
+    return tuple(
+        Problem(
+            subject="keep_dtype",
+            message=f"{pattern!r} is no part of any tensor's name: it exempts nothing",
+            line=recipe.lines.get("keep_dtype"),
+        )
+        for pattern in recipe.keep_dtype
+        if not any(is_kept(name, pattern) for name in names)
+    )
 
 
 def _rounding(maker: JobMaker) -> tuple[Problem, ...]:

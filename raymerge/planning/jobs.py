@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from raymerge.checkpoint.config import tie_word_embeddings
 from raymerge.checkpoint.nouns import TensorRef, TensorSpec
 from raymerge.dtypes import DType
 from raymerge.errors import Problem
@@ -66,12 +67,11 @@ class _Found:
 
 @dataclass(slots=True)
 class JobMaker:
-    """Turns sites into jobs, collecting ledger and problems. `untied` tells that a tied head got its own tensor."""
+    """Turns sites into jobs, collecting ledger and problems."""
 
     rules: Rules
     ledger: Ledger
     problems: Problems
-    untied: bool = False
     rounded_count: int = 0
     rounded_example: str = ""
 
@@ -91,19 +91,17 @@ class JobMaker:
         return self._merge(site, found)
 
     def _find(self, site: Site) -> list[_Found]:
-        inputs = zip(site.group.inputs, site.input_names, strict=True)
-        lanes = [(site.group.base, site.base_name, -1), *((lane, name, i) for i, (lane, name) in enumerate(inputs))]
         return [
             _Found(lane=lane, name=name, position=position, ref=lane.checkpoint.tensors[name])
-            for lane, name, position in lanes
-            if lane is not None and name in lane.checkpoint.tensors
+            for lane, name, position in _lanes(site)
+            if name in lane.checkpoint.tensors
         ]
 
     def _merge(self, site: Site, found: list[_Found]) -> TensorJob:
         method = self.rules.method
         table = site.group.table
         shared = table.shared(site.output, site.t)
-        each = [found_one for found_one in found if found_one.position >= 0]
+        each = sorted((one for one in found if one.position >= 0), key=lambda one: one.position)
         base = next((found_one.ref for found_one in found if found_one.position < 0), None)
         inputs = tuple(JobInput(ref=one.ref, parameters=table.each(one.position, one.name, site.t)) for one in each)
         output = self._output(site, found[0])
@@ -163,9 +161,32 @@ class JobMaker:
                 ),
             )
             return None
+        is_buffer = _RECOMPUTED.search(site.output) is not None
+        if len({one.ref.spec.dtype.is_mergeable for one in found}) > 1 and not is_buffer:
+            return self._unlike_types(site, found)
         different = len({(one.ref.spec.dtype, one.ref.spec.shape) for one in found}) > 1
         rule = "integers and flags are not merged" + (" (inputs differ in type or shape)" if different else "")
         return self._copy(site, found[0], rule, found)
+
+    def _unlike_types(self, site: Site, found: list[_Found]) -> TensorJob | None:
+        """Numbers in one input, integers in another: codes whose scales lie elsewhere, or another model."""
+        base = self._base_of(site, found)
+        if self.rules.on_mismatch is OnMismatch.BASE and base is not None:
+            return self._copy(site, base, "on_mismatch: base", found)
+        first = found[0]
+        other = next(one for one in found if one.ref.spec.dtype.is_mergeable is not first.ref.spec.dtype.is_mergeable)
+        for one in found:
+            self.ledger.record(one.lane.label, one.name, DROPPED, "element types cannot be merged")
+        types = f"{other.lane.label} has element type {other.ref.spec.dtype.value}, {first.lane.label} "
+        self.problems.add_for_tensor(
+            (other.lane.label, "element types"),
+            Problem(
+                subject=site.output,
+                message=f"{types}{first.ref.spec.dtype.value}: integers and numbers do not merge",
+                remedy="use a bfloat16, float16 or float32 copy of the model, or set on_mismatch: base",
+            ),
+        )
+        return None
 
     def _partial(self, site: Site, found: list[_Found]) -> TensorJob | None:
         """Some lanes lack the tensor: what the method, the kind of tensor or `on_missing` say."""
@@ -228,13 +249,11 @@ class JobMaker:
             return found
         shape = found[0].ref.spec.shape
         by_lane = {id(one.lane): one for one in found}
-        lanes = [(site.group.base, -1), *((lane, position) for position, lane in enumerate(site.group.inputs))]
         lent = []
-        for lane, position in lanes:
-            one = by_lane.get(id(lane)) if lane is not None else None
-            if one is None and lane is not None:
+        for lane, _, position in _lanes(site):
+            one = by_lane.get(id(lane))
+            if one is None and tie_word_embeddings(lane.checkpoint.config) is not False:
                 one = next(_embeddings(lane, position, shape), None)
-                self.untied = self.untied or one is not None
             if one is not None:
                 lent.append(one)
         return lent
@@ -250,7 +269,26 @@ class JobMaker:
         return TensorSpec(name=site.output, dtype=dtype, shape=stored.shape)
 
     def _is_kept(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) or pattern in name for pattern in self.rules.keep_dtype)
+        return any(is_kept(name, pattern) for pattern in self.rules.keep_dtype)
+
+
+def is_kept(name: str, pattern: str) -> bool:
+    """Whether a pattern of `keep_dtype` means a tensor."""
+    return fnmatchcase(name, pattern) or pattern in name
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is the output embedding that some models share with their input embedding."""
+    return _HEAD.search(name) is not None
+
+
+def _lanes(site: Site) -> Iterator[tuple[Lane, str, int]]:
+    """Every lane of a site's group, its tensor's name there and its place among the inputs; the leader first."""
+    group = site.group
+    inputs = [(lane, name, i) for i, (lane, name) in enumerate(zip(group.inputs, site.input_names, strict=True))]
+    lanes = inputs if group.base is None else [(group.base, site.base_name, -1), *inputs]
+    yield from (each for each in lanes if each[0] is group.leader)
+    yield from (each for each in lanes if each[0] is not group.leader)
 
 
 def _slots(site: Site) -> tuple[int, ...]:

@@ -46,17 +46,27 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Inputs that are merged together: one slice, or whole models. `base` stands apart where the method keeps it so."""
+    """Inputs that are merged together: one slice, or whole models. `base` stands apart where the method keeps it so.
+
+    `leader_at` is the place of the recipe's base among the inputs of a method that has no base of its own.
+    """
 
     inputs: tuple[Lane, ...]
     base: Lane | None
     table: ParameterTable
     prefix: str = ""
+    leader_at: int = 0
+
+    @property
+    def leader(self) -> Lane:
+        """The lane whose order, names and element types the output takes: the base's, else the first input's."""
+        return self.base if self.base is not None else self.inputs[self.leader_at]
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """Every lane, the one that leads (whose order and names the output takes) first."""
-        return ((self.base,) if self.base is not None else ()) + self.inputs
+        """Every lane, the leader first."""
+        others = (lane for lane in self.inputs if lane is not self.leader)
+        return (self.leader, *others)
 
     @property
     def length(self) -> int:
@@ -199,8 +209,13 @@ def _agree(first: Group, last: Group) -> bool:
     if first is last:
         return True
     same_models = [lane.label for lane in first.lanes] == [lane.label for lane in last.lanes]
-    settings = (first.table.shared_levels, first.table.each_levels), (last.table.shared_levels, last.table.each_levels)
-    return same_models and settings[0] == settings[1]
+    return same_models and _values(first) == _values(last)
+
+
+def _values(group: Group) -> list[list[dict[str, object]]]:
+    """The settings of a group by level, wherever in the recipe they stand."""
+    levels = (group.table.shared_levels, *group.table.each_levels)
+    return [[{name: setting.value for name, setting in level.items()} for level in each] for each in levels]
 
 
 def _main_stack(lane: Lane, problems: Problems) -> Stack | None:

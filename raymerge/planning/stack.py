@@ -50,8 +50,9 @@ class LayerName:
 # MTP heads seen so far: DeepSeek-V3 has 1, MiMo 1 to 3. With more extra layers the config is of another model.
 _MOST_EXTRA_LAYERS = 8
 
-# The outermost number in a dotted name: "model.layers.3.mlp.experts.7.w1" is layer 3 of "model.layers".
-_NUMBERED = re.compile(r"^(.*?)\.?(?<![^.])(\d+)(|\..*)$", re.ASCII)
+# The outermost number in a dotted name: "model.layers.3.mlp.experts.7.w1" is layer 3 of "model.layers". No model has a
+# billion layers, and Python refuses to read a number of thousands of digits.
+_NUMBERED = re.compile(r"^(.*?)\.?(?<![^.])(\d{1,9})(|\..*)$", re.ASCII | re.DOTALL)
 
 _AFTER = re.compile(
     r"(^|\.)(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|output_layer|head|mtp|"

@@ -40,6 +40,14 @@ def lookup(levels: Sequence[Settings], name: str, *, tensor_name: str, t: float)
     return None
 
 
+def varies_over_layers(setting: Setting) -> bool:
+    """Whether it is a gradient, for some tensors at least."""
+    if not isinstance(setting.value, tuple):
+        return False
+    lists = [each.value if isinstance(each, Condition) else setting.value for each in setting.value]
+    return any(isinstance(each, tuple) and len(set(each)) > 1 for each in lists)
+
+
 def filters(*levels: Settings) -> tuple[str, ...]:
     """Every substring that conditions in `levels` ask for, in order of appearance, each once.
 
