@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,14 +57,22 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise TimeoutError(log.read_text())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where its dashboard and its metrics are."""
+
+    address: str
+    metrics: str
+
+
 @pytest.fixture(scope="module")
-def dashboard(s3_process: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dashboard(s3_process: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A head as a cluster file starts it: its credentials are those of its environment."""
     folder = tmp_path_factory.mktemp("head")
     program = folder / "raymerge"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m raymerge "$@"\n')
     program.chmod(0o755)
-    port, dashboard_port, agent_port = free_ports(3)
+    port, dashboard_port, agent_port, metrics_port = free_ports(4)
     environment = {
         "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(folder),
@@ -74,6 +84,7 @@ def dashboard(s3_process: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         f"--port={port}", f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={agent_port}",
         "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir=/tmp/rm-{port}",
+        f"--metrics-export-port={metrics_port}",
     ]  # fmt: skip
     log = folder / "head.log"
     with log.open("wb") as output:
@@ -83,7 +94,7 @@ def dashboard(s3_process: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
     try:
         address = f"http://127.0.0.1:{dashboard_port}"
         wait_for(f"{address}/api/version", head, log)
-        yield address
+        yield Head(address=address, metrics=f"http://127.0.0.1:{metrics_port}/metrics")
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         try:
@@ -116,9 +127,9 @@ def submit(address: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_merge_runs_on_the_cluster_and_equals_one_made_here(dashboard: str, recipe: tuple[Path, str]) -> None:
+def test_a_merge_runs_on_the_cluster_and_equals_one_made_here(dashboard: Head, recipe: tuple[Path, str]) -> None:
     config, root = recipe
-    process = submit(dashboard, str(config), f"{root}/out", "--out-shard-size", "20KB")
+    process = submit(dashboard.address, str(config), f"{root}/out", "--out-shard-size", "20KB")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, output + errors
     assert f"shards into {root}/out" in output
@@ -133,19 +144,33 @@ def test_a_merge_runs_on_the_cluster_and_equals_one_made_here(dashboard: str, re
     assert contents[0] == contents[1]
 
 
-def test_the_jobs_exit_code_comes_back(dashboard: str, recipe: tuple[Path, str]) -> None:
+def test_prometheus_finds_the_metrics_of_a_merge(dashboard: Head, recipe: tuple[Path, str]) -> None:
+    config, root = recipe
+    process = submit(dashboard.address, str(config), f"{root}/out", "--out-shard-size", "20KB")
+    found: set[str] = set()
+    deadline = time.monotonic() + 120
+    names = {"read_bytes", "written_bytes", "shards_done", "task_seconds"}  # no retry happens
+    while not names <= found and time.monotonic() < deadline:
+        with urllib.request.urlopen(dashboard.metrics, timeout=10) as answer:
+            found |= set(re.findall(r"^ray_raymerge_(\w+)_total\{", answer.read().decode(), re.MULTILINE))
+        time.sleep(0.5)
+    process.communicate(timeout=60)
+    assert found >= names
+
+
+def test_the_jobs_exit_code_comes_back(dashboard: Head, recipe: tuple[Path, str]) -> None:
     config, root = recipe
     config.write_text(config.read_text().replace("/models/a", "/models/missing"))
-    process = submit(dashboard, str(config), f"{root}/out")
+    process = submit(dashboard.address, str(config), f"{root}/out")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 2, output + errors
     assert f"{root}/models/missing" in output.replace("\n", "").replace(" ", "")
     assert "failed" in errors
 
 
-def test_a_detached_job_goes_on_and_is_attached_to_again(dashboard: str, recipe: tuple[Path, str]) -> None:
+def test_a_detached_job_goes_on_and_is_attached_to_again(dashboard: Head, recipe: tuple[Path, str]) -> None:
     config, root = recipe
-    process = submit(dashboard, str(config), f"{root}/out")
+    process = submit(dashboard.address, str(config), f"{root}/out")
     assert process.stderr is not None
     line = process.stderr.readline()
     job = line.split()[-1]
@@ -155,7 +180,7 @@ def test_a_detached_job_goes_on_and_is_attached_to_again(dashboard: str, recipe:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert f"--attach {job}" in errors
-    attached = submit(dashboard, "--attach", job)
+    attached = submit(dashboard.address, "--attach", job)
     output, errors = attached.communicate(timeout=120)
     assert attached.returncode == 0, output + errors
     assert output.count(f"done  {root}/out") == 1

@@ -17,6 +17,7 @@ from raymerge.events import Event, Message, TaskFinished, TaskRetried, TaskStart
 from raymerge.execute.ray.capacity import Node, Request, largest_memory, living_nodes, no_room_error, slot_count
 from raymerge.execute.ray.faults import Fault, as_node_lost, classify, exhausted_error, final_error
 from raymerge.execute.ray.growth import nodes_are_coming
+from raymerge.execute.ray.metrics import counted
 from raymerge.execute.ray.options import RayOptions
 from raymerge.execute.ray.worker import attempt, pack
 from raymerge.execute.task import Outcome, P, R, Task, jittered_seconds
@@ -47,7 +48,7 @@ def run_on_ray(
     task is raised as it is, any other failure as an `ExecutionError`; what still runs is cancelled then, as it is when
     the iteration is interrupted or closed.
     """
-    run = _Run(function, tasks, on_event=on_event, options=options)
+    run = _Run(function, tasks, on_event=counted(on_event), options=options)
     try:
         yield from run.outcomes()
     finally:
