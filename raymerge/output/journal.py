@@ -24,6 +24,7 @@ from raymerge.output.manifest import (
     running_manifest,
     to_bytes,
 )
+from raymerge.output.tokenizer import is_copied_name
 from raymerge.planning.header import shard_header, shard_nbytes
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.storage import ObjectInfo, base_name, is_local, join_url, store_for
@@ -35,17 +36,26 @@ _CONCURRENT_HEADERS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """What a folder holds of a plan: `kept` finished shards by file name, `foreign` weight files of something else."""
+    """What a folder holds of a plan: `kept` finished shards by file name, `foreign` weight files of something else.
+
+    `stale` are small files beside those of something else, which loaders would mix with the plan's own.
+    """
 
     out: str
     kept: Mapping[str, ObjectInfo] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
     manifest: Manifest | None = None
     problems: tuple[Problem, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         return self.manifest is not None and self.manifest.state is State.COMPLETE
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a loader that finds this file may take it for weights, or for the index of weights."""
+    return name.endswith(_WEIGHT_SUFFIXES)
 
 
 def probe_destination(out: str, inputs: Iterable[str]) -> tuple[Problem, ...]:
@@ -75,8 +85,8 @@ def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination
         manifest, problem = _read_manifest(out)
         problems += [problem] if problem is not None and not overwrite else []
     is_ours = manifest is not None and manifest.plan_digest == plan.digest
-    own = {INDEX_NAME, *(shard.file_name for shard in plan.shards)} if is_ours else {*kept}
-    foreign = tuple(name for name in infos if name.endswith(_WEIGHT_SUFFIXES) and name not in own)
+    own = _own_weights(plan) if is_ours else {*kept}
+    foreign = tuple(name for name in infos if is_weight_file(name) and name not in own)
     if manifest is not None and not is_ours:
         problems += [] if overwrite else [_other_plan(out, manifest, plan)]
     elif foreign and not problems and not overwrite:
@@ -86,16 +96,25 @@ def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination
         store_for(out).probe(out, nbytes=left)
     except RaymergeError as error:
         problems += error.problems
-    return Destination(out=out, kept=kept, foreign=foreign, manifest=manifest, problems=tuple(problems))
+    replaces = bool(foreign) or MANIFEST_NAME in infos
+    stale = tuple(name for name in infos if is_copied_name(name)) if replaces and not is_ours else ()
+    return Destination(out=out, kept=kept, foreign=foreign, stale=stale, manifest=manifest, problems=tuple(problems))
+
+
+def _own_weights(plan: Plan) -> set[str]:
+    names = {shard.file_name for shard in plan.shards}
+    return names | {INDEX_NAME} if len(names) > 1 else names
 
 
 def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes]) -> None:
-    """Make the folder this plan's: old markers and foreign weights go first, then the manifest and the small files."""
+    """Make the folder this plan's: old markers and foreign files go first, then the manifest and the small files."""
     out, store = destination.out, store_for(destination.out)
     manifest = destination.manifest
-    if manifest is None or manifest.plan_digest != plan.digest:
-        for name in (MANIFEST_NAME, INDEX_NAME, *destination.foreign):
-            store.delete(join_url(out, name))
+    is_ours = manifest is not None and manifest.plan_digest == plan.digest
+    markers = () if is_ours else (MANIFEST_NAME, INDEX_NAME)
+    stale = (name for name in destination.stale if name not in side_files)
+    for name in (*markers, *destination.foreign, *stale):
+        store.delete(join_url(out, name))
     if not destination.is_complete or len(destination.kept) < len(plan.shards):
         store.put(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan)))
     for name, data in side_files.items():

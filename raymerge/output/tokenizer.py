@@ -39,6 +39,11 @@ def donor_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     return _matching(checkpoint.side_files, (*_OTHER, *SENTENCE_CONFIGS))
 
 
+def is_copied_name(name: str) -> bool:
+    """Whether a file of that name can be in an output because it was beside an input's weights."""
+    return bool(_matching((name,), (*_TOKENIZER, *_OTHER, *SENTENCE_CONFIGS)))
+
+
 def read_files(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, bytes]:
     """The content of small files of a checkpoint, by name."""
     store = store_for(checkpoint.url)
