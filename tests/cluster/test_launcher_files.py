@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,13 @@ def accepted_by_ray(config: dict[str, Any]) -> bool:
     return True
 
 
+@cache
+def run_instances() -> Any:
+    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+
 def accepted_by_ec2(node: dict[str, Any]) -> bool:
-    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    return not ParamValidator().validate({**node, "MinCount": 1, "MaxCount": 1}, shape).has_errors()
+    return not ParamValidator().validate({**node, "MinCount": 1, "MaxCount": 1}, run_instances()).has_errors()
 
 
 def accepted_by_compute_engine(node: dict[str, Any]) -> bool:
