@@ -174,6 +174,7 @@ def test_what_choses_a_place_is_not_an_option_of_the_job() -> None:
         (["c.yaml", OUT, "--address", "http://h:1", "--kuberay"], "--kuberay"),
         (["c.yaml", OUT, "--address", "http://h:1", "--image", "me/it"], "only KubeRay"),
         (["c.yaml", OUT, "--address", "h:1"], "there is no such file"),
+        (["c.yaml", OUT, "--address", "http://h:1", "--methods", "my.py"], "raymerge.methods"),
     ],
 )
 def test_usage_errors_exit_2_before_anything_is_sent(arguments: list[str], found: str, tmp_path: Path) -> None:

@@ -124,9 +124,17 @@ def submit(
         elif config is None or out is None:
             raise UsageError(Problem(subject="CONFIG OUT", message="found too few arguments, expected both"))
         else:
+            _refuse_method_files(values.get("methods"))
             request = _request(config, out, merge_arguments(context), env or [])
             code = _print(place, request) if render else _submit_and_follow(terminal, place, request)
         raise typer.Exit(code)
+
+
+def _refuse_method_files(files: list[str] | None) -> None:
+    if files:
+        message = "are files of this machine, which the cluster cannot read"
+        remedy = "install the methods on its nodes as a package with the entry point raymerge.methods"
+        raise UsageError(Problem(subject=f"--methods {' '.join(files)}", message=message, remedy=remedy))
 
 
 def merge_arguments(context: typer.Context) -> tuple[str, ...]:
