@@ -10,7 +10,10 @@ RetryCause = Literal["node lost", "worker died", "out of memory", "storage", "ra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """Work begins. Byte counts are of the shards still to do; `kept` shards were finished by an earlier run."""
+    """Work begins. `kept` shards were finished by an earlier run.
+
+    Byte counts are of the shards still to do, and of the first phase that they need, if any.
+    """
 
     plan_digest: str
     out: str
@@ -35,6 +38,16 @@ class TaskFinished:
     task: str
     read_bytes: int
     written_bytes: int
+    seconds: float
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSurveyed:
+    """A task of a first phase is done: it has read tensors, and written nothing."""
+
+    task: str
+    read_bytes: int
     seconds: float
     node: str = ""
 
@@ -72,4 +85,4 @@ class RunFinished:
     retries: int
 
 
-Event = RunStarted | TaskStarted | TaskFinished | TaskRetried | Message | RunFinished
+Event = RunStarted | TaskStarted | TaskFinished | TaskSurveyed | TaskRetried | Message | RunFinished

@@ -29,7 +29,7 @@ from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
 from raymerge.reporting import MergeResult, Watch, ignore_event, run_started
-from raymerge.running import open_runner, shards_to_do
+from raymerge.running import InlineRunner, needs_survey, open_runner, shards_to_do
 from raymerge.storage import is_local, normalize_url, store_for
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ def merge(
         runner.check(planned, target, work)
         begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
         watch(run_started(planned, destination, work))
+        if needs_survey(planned, work):
+            planned = runner.survey(planned, target)
+            work = shards_to_do(planned, destination, known)
         receipts = [*known, *runner.run(planned, target, work)]
         finish(planned, target, receipts)
     return watch.result(planned, destination, receipts)
@@ -80,7 +83,7 @@ def tensors(config: Config, **options: Unpack[MergeKeywords]) -> Iterator[tuple[
     from raymerge.merging.memory import merged_tensors
 
     chosen = MergeOptions(**options)
-    planned = _make_plan(config, None, chosen)
+    planned = InlineRunner(chosen, ignore_event).survey(_make_plan(config, None, chosen), "")
     yield from merged_tensors(planned, device=chosen.device)
 
 

@@ -88,6 +88,7 @@ def run_started(planned: Plan, destination: Destination, work: Sequence[ShardWor
         out=destination.out,
         shard_count=len(planned.shards),
         kept_count=len(destination.kept),
-        read_bytes=sum(shard.read_bytes for shard in to_make) + (planned.survey_bytes if needs_survey(planned, work) else 0),
+        read_bytes=sum(shard.read_bytes for shard in to_make)
+        + (planned.survey_bytes if needs_survey(planned, work) else 0),
         write_bytes=sum(shard.tensor_bytes for shard in to_make),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymerge.errors import PlanError, Problem
-from raymerge.events import Event, Message
+from raymerge.events import Event, Message, TaskFinished, TaskSurveyed
 from raymerge.execute.beside import side_by_side
 from raymerge.execute.inline import run_inline
-from raymerge.execute.task import StoppedError, Task, stop_requested
+from raymerge.execute.task import Measure, Outcome, P, R, StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
 from raymerge.methods import all_methods, load_methods
 from raymerge.methods.extension import Origin, origin_of
+from raymerge.methods.survey import Question
 from raymerge.options import MergeOptions
 from raymerge.output.journal import Destination
 from raymerge.planning.copies import needs_no_worker
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
+from raymerge.planning.phases import SurveyReceipt, SurveyTask, with_findings
 from raymerge.storage import is_local, join_url, store_for
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ class ShardWork:
         return self.only_checksum or is_local(out) or not needs_no_worker(self.shard, store_for(out))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyWork:
+    """One task of a first phase, and what it is asked."""
+
+    task: SurveyTask
+    question: Question
+
+
 def shards_to_do(planned: Plan, destination: Destination, known: tuple[ShardReceipt, ...]) -> tuple[ShardWork, ...]:
     """What is left: shards to make, and finished ones whose checksum nobody lived to note."""
     settled = {receipt.file_name for receipt in known}
@@ -58,6 +68,14 @@ def shards_to_do(planned: Plan, destination: Destination, known: tuple[ShardRece
         ShardWork(shard=shard, only_checksum=shard.file_name in destination.kept)
         for shard in planned.shards
         if shard.file_name not in settled
+    )
+
+
+def needs_survey(planned: Plan, work: Iterable[ShardWork]) -> bool:
+    """Whether a tensor is still to make whose job needs what a first phase finds."""
+    surveyed = set(planned.surveyed)
+    return bool(surveyed) and any(
+        job.output.name in surveyed for each in work if not each.only_checksum for job in each.shard.jobs
     )
 
 
@@ -72,6 +90,29 @@ class Runner(ABC):
         """Raise PlanError for what this executor cannot reach or hold; called before anything is written."""
         if any(each.needs_worker(out) for each in work):
             self._check(planned, out)
+
+    def survey(self, planned: Plan, out: str) -> Plan:
+        """Carry out the plan's first phase, if it has one: the plan with what that found handed to its jobs."""
+        function = partial(do_survey, options=self._shard_options(planned, out))
+
+        def ask(number: int, question: Question, tasks: Sequence[SurveyTask]) -> Iterator[SurveyReceipt]:
+            work = [
+                Task(
+                    name=f"survey {number} of {task.name}",
+                    payload=SurveyWork(task=task, question=question),
+                    memory_bytes=WORKER_BASELINE_BYTES + task.projected_bytes,
+                )
+                for task in tasks
+            ]
+            outcomes = self._outcomes(function, work, on_event=self._on_survey_event, measure=_measure_survey)
+            return (outcome.result for outcome in outcomes)
+
+        return with_findings(planned, ask)
+
+    def _on_survey_event(self, event: Event) -> None:
+        if isinstance(event, TaskFinished):
+            event = TaskSurveyed(task=event.task, read_bytes=event.read_bytes, seconds=event.seconds, node=event.node)
+        self._on_event(event)
 
     def run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Iterator[ShardReceipt]:
         """Receipts in the order in which shards end."""
@@ -89,7 +130,14 @@ class Runner(ABC):
     def _check(self, planned: Plan, out: str) -> None: ...
 
     @abstractmethod
-    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]: ...
+    def _outcomes(
+        self, function: Callable[[P], R], tasks: Sequence[Task[P]], *, on_event: OnEvent, measure: Measure[R]
+    ) -> Iterator[Outcome[R]]: ...
+
+    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]:
+        function = self._function(planned, out)
+        outcomes = self._outcomes(function, _tasks(work), on_event=self._on_event, measure=_measure)
+        return (replace(outcome.result, node=outcome.node) for outcome in outcomes)
 
     def _copy(
         self, planned: Plan, out: str, work: tuple[ShardWork, ...], stopping: Callable[[], bool]
@@ -105,17 +153,17 @@ class Runner(ABC):
         return (outcome.result for outcome in outcomes)
 
     def _function(self, planned: Plan, out: str) -> Callable[..., ShardReceipt]:
+        return partial(do_work, options=self._shard_options(planned, out))
+
+    def _shard_options(self, planned: Plan, out: str) -> ShardOptions:
         options = self._options
         sources = (origin.source for origin in method_origins(planned).values())
-        return partial(
-            do_work,
-            options=ShardOptions(
-                out=out,
-                memory=options.memory(out),
-                device=options.device,
-                fail_on_nonfinite=options.nan == "error",
-                method_sources=tuple(source for source in sources if source is not None),
-            ),
+        return ShardOptions(
+            out=out,
+            memory=options.memory(out or None),
+            device=options.device,
+            fail_on_nonfinite=options.nan == "error",
+            method_sources=tuple(source for source in sources if source is not None),
         )
 
 
@@ -143,9 +191,10 @@ class InlineRunner(Runner):
     def _check(self, planned: Plan, out: str) -> None:
         pass
 
-    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]:
-        outcomes = run_inline(self._function(planned, out), _tasks(work), on_event=self._on_event, measure=_measure)
-        return (outcome.result for outcome in outcomes)
+    def _outcomes(
+        self, function: Callable[[P], R], tasks: Sequence[Task[P]], *, on_event: OnEvent, measure: Measure[R]
+    ) -> Iterator[Outcome[R]]:
+        return run_inline(function, tasks, on_event=on_event, measure=measure)
 
 
 class RayRunner(Runner):
@@ -171,17 +220,18 @@ class RayRunner(Runner):
             if problems:
                 raise PlanError(*problems)
 
-    def _run(self, planned: Plan, out: str, work: tuple[ShardWork, ...]) -> Generator[ShardReceipt, None, None]:
+    def _outcomes(
+        self, function: Callable[[P], R], tasks: Sequence[Task[P]], *, on_event: OnEvent, measure: Measure[R]
+    ) -> Iterator[Outcome[R]]:
         from raymerge.execute.ray.executor import run_on_ray
         from raymerge.execute.ray.options import RayOptions
 
         options = RayOptions(
             task_cpus=self._options.threads,
             task_gpus=1 if self._options.device.startswith("cuda") else 0,
-            measure=_measure,
+            measure=measure,
         )
-        outcomes = run_on_ray(self._function(planned, out), _tasks(work), on_event=self._on_event, options=options)
-        return (replace(outcome.result, node=outcome.node) for outcome in outcomes)
+        return run_on_ray(function, tasks, on_event=on_event, options=options)
 
 
 def method_origins(planned: Plan) -> dict[str, Origin]:
@@ -248,14 +298,28 @@ def do_work(work: ShardWork, *, options: ShardOptions, stopping: Callable[[], bo
         return checksum_shard(work.shard, options)
 
     def raise_if_stopped() -> None:
-        if stopping() or stop_requested():
+        if stopping():
             raise StoppedError
+        _raise_if_stopped()
 
     if needs_no_worker(work.shard, store_for(options.out)):
         return copy_shard(work.shard, options, raise_if_stopped)
     from raymerge.merging.shard import run_shard
 
     return run_shard(work.shard, options, raise_if_stopped)
+
+
+def do_survey(work: SurveyWork, *, options: ShardOptions) -> SurveyReceipt:
+    """What every task of a first phase calls."""
+    from raymerge.merging.survey import survey_shard
+
+    load_methods(options.method_sources)
+    return survey_shard(work.task, work.question, options, _raise_if_stopped)
+
+
+def _raise_if_stopped() -> None:
+    if stop_requested():
+        raise StoppedError
 
 
 def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:
@@ -271,3 +335,7 @@ def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:
 
 def _measure(receipt: ShardReceipt) -> tuple[int, int]:
     return receipt.read_bytes, receipt.nbytes
+
+
+def _measure_survey(receipt: SurveyReceipt) -> tuple[int, int]:
+    return receipt.read_bytes, 0

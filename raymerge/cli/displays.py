@@ -17,9 +17,10 @@ from rich.text import Text
 from raymerge.cli.screens.progress import Progress, advance, live_view, progress_line, retry_line
 from raymerge.cli.screens.text import plural
 from raymerge.cli.terminal import Terminal
-from raymerge.events import Event, Message, RunFinished, RunStarted, TaskFinished, TaskRetried
+from raymerge.events import Event, Message, RunFinished, RunStarted, TaskFinished, TaskRetried, TaskSurveyed
 
 SECONDS_BETWEEN_LINES = 10.0
+_PROGRESS = (TaskFinished, TaskSurveyed, TaskRetried)
 
 
 class Display(Protocol):
@@ -82,7 +83,7 @@ class Lines:
                 self._last_line_at = now
             elif isinstance(event, Message):
                 self._print("warning" if event.level == "warning" else "note", event.text)
-            elif isinstance(event, (TaskFinished, TaskRetried)) and now - self._last_line_at >= SECONDS_BETWEEN_LINES:
+            elif isinstance(event, _PROGRESS) and now - self._last_line_at >= SECONDS_BETWEEN_LINES:
                 self._last_line_at = now
                 if isinstance(event, TaskRetried):
                     self._print("retry", retry_line(event))

@@ -13,6 +13,7 @@ from raymerge.errors import UsageError
 
 if TYPE_CHECKING:
     from raymerge.methods.inputs import Block, Inputs
+    from raymerge.methods.survey import Survey
 
 Array = Any  # a numpy array on the CPU, a torch tensor on any other device: 1-D, float32 or float64
 Combine = Callable[["Block"], Array]
@@ -71,7 +72,7 @@ class Method:
     `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
     `check`, given the shared values and each input's, says what makes them impossible together, or None: the plan asks
     it for every tensor. `example` holds the parameters of `raymerge methods NAME --example`, of per-input ones a list
-    with an entry for each model.
+    with an entry for each model. `survey` is a first phase, over the whole model.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Method:
     passes_lone_tensor_through: bool = False
     accepted_without_effect: tuple[str, ...] = ()
     check: Check | None = None
+    survey: Survey | None = None
     example: dict[str, Any] = field(default_factory=dict)
 
     def needs_rows(self, shared: Values) -> bool:

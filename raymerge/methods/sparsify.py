@@ -11,6 +11,7 @@ from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
 from raymerge.methods.declaration import Array, Combine, Parameter
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import delta_divisor
+from raymerge.methods.trim_scope import given_thresholds
 
 DENSITY = Parameter(name="density", kind=float, default=1.0, per_input=True, help="share of the changes kept")
 RESCALE_MODE = Parameter(
@@ -39,13 +40,17 @@ def block_pairs(inputs: Inputs) -> Callable[[], Iterator[Sequence[Pair]]]:
 
 
 def keep_largest(inputs: Inputs) -> OpenKeepers:
-    """Keep the floor(density * n) largest changes of each input, at least one; none for a density of 0 or less."""
+    """Keep the floor(density * n) largest changes of each input, at least one; none for a density of 0 or less.
+
+    Where they end is searched for, unless a first phase over the whole model handed it in.
+    """
     n = inputs.element_count
     counts = [kept_count(density, n) for density in inputs.parameter("density")]
-    wanted = [(i, count) for i, count in enumerate(counts) if 0 < count < n]
-    found = dict(
-        zip((i for i, _ in wanted), find_thresholds(inputs.operations, block_pairs(inputs), wanted, n), strict=True)
-    )
+    found = given_thresholds(inputs)
+    if found is None:
+        wanted = [(i, count) for i, count in enumerate(counts) if 0 < count < n]
+        ends = find_thresholds(inputs.operations, block_pairs(inputs), wanted, n)
+        found = {i: end for (i, _), end in zip(wanted, ends, strict=True)}
 
     def open_keepers() -> Sequence[Keeper]:
         return [

@@ -20,6 +20,7 @@ from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
 from raymerge.planning.nouns import Plan, ShardTask, TensorJob
 from raymerge.planning.parameters import Problems, check_names
+from raymerge.planning.phases import survey_passes, survey_problems, surveyed_names
 from raymerge.planning.rows import parameter_rows
 from raymerge.planning.shards import Placed, file_names, order, partition
 from raymerge.planning.sites import Site, model_sites, slice_sites
@@ -67,6 +68,9 @@ def build_plan(
     placed = _place_jobs(modules, maker)
     complete = len(opened) == len(model_references(recipe)) and len(modules) == len(recipe.modules)
     if complete and not problems:
+        line = recipe.lines.get("merge_method")
+        for problem in survey_problems(method, modules, [job for _, job in placed], line):
+            problems.add(problem)
         _drop_bystanders(opened.values(), modules, ledger)
         ledger.record_helpers(opened.values())
         for problem in ledger.unaccounted(opened.values()):
@@ -76,7 +80,10 @@ def build_plan(
     if problems:
         raise PlanError(*problems.all())
     donor = opened[recipe.base_model] if recipe.base_model is not None else next(iter(opened.values()))
-    shards = _shards(placed, modules, options)
+    placed = _ordered(placed, modules)
+    jobs = [job for _, job in placed]
+    shards = _shards(placed, options)
+    surveyed = surveyed_names(method, jobs)
     complaints = dict.fromkeys(too_small(shard.jobs, shard.memory, options.memory) for shard in shards)
     if any(complaints):
         raise PlanError(*(complaint for complaint in complaints if complaint is not None))
@@ -104,6 +111,8 @@ def build_plan(
         summary=plan_summary(
             recipe, opened, options.random_seed, options.shard_bytes, method_sha256=maker.rules.method_sha256
         ),
+        surveyed=surveyed,
+        survey_passes=survey_passes(method, jobs, surveyed),
     )
 
 
@@ -162,14 +171,18 @@ def _sites(module: BoundModule, maker: JobMaker) -> Iterator[Site]:
     return model_sites(module.groups[0], maker.problems)
 
 
-def _shards(placed: list[Placed], modules: Iterable[BoundModule], options: PlanOptions) -> tuple[ShardTask, ...]:
+def _ordered(placed: list[Placed], modules: Iterable[BoundModule]) -> list[Placed]:
     lanes = [lane for module in modules for group in module.groups for lane in group.lanes]
     stack_order = dict.fromkeys(stack.prefix for lane in lanes for stack in lane.anatomy.stacks)
     ranks: dict[str, int] = {}
     for lane in lanes:
         for file in lane.checkpoint.files:
             ranks.setdefault(file.url, len(ranks))
-    parts = partition(order(placed, list(stack_order), ranks), options.shard_bytes)
+    return order(placed, list(stack_order), ranks)
+
+
+def _shards(placed: list[Placed], options: PlanOptions) -> tuple[ShardTask, ...]:
+    parts = partition(placed, options.shard_bytes)
     names = file_names(len(parts))
     digest = plan_digest(zip(names, parts, strict=True))
     return tuple(

@@ -154,11 +154,16 @@ def _figures(plan: Plan, around: Surroundings) -> RenderableType:
     table.add_row("tensors", tensors, "output", Text(f"{around.out}  {shards}" if around.out else shards))
     table.add_row("memory", _memory(plan, around), "disk", _disk(plan, around))
     moved = around.movement
-    reads = moved.read_bytes if moved is not None else plan.read_bytes
+    reads = (moved.read_bytes if moved is not None else plan.read_bytes) + plan.survey_bytes
     minutes = duration(reads / _ASSUMED_BYTES_PER_SECOND)
     table.add_row("resume", around.resume or "-", "reads", f"{format_size(reads)}, {minutes} at 100 MB/s")
     if moved is not None and moved.copied_bytes:
         table.add_row("copies", _copies(moved), "writes", format_size(moved.written_bytes))
+    if plan.survey_bytes:
+        surveyed = (
+            f"{plural(len(plan.surveyed), 'tensor')} read {plural(plan.survey_passes, 'time')} before any is merged"
+        )
+        table.add_row("survey", surveyed, "", "")
     return table
 
 
@@ -208,6 +213,7 @@ def plan_values(plan: Plan, around: Surroundings) -> dict[str, Any]:
         "layer_count": plan.layer_count,
         "tensor_count": plan.tensor_count,
         "read_bytes": plan.read_bytes,
+        "survey_bytes": plan.survey_bytes,
         "output_bytes": plan.output_bytes,
         "movement": _movement_values(around.movement),
         "free_bytes": around.free_bytes,

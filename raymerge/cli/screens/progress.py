@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raymerge.cli.screens.text import duration, plural
-from raymerge.events import Event, RunStarted, TaskFinished, TaskRetried, TaskStarted
+from raymerge.events import Event, RunStarted, TaskFinished, TaskRetried, TaskStarted, TaskSurveyed
 from raymerge.sizes import format_size
 
 
@@ -57,6 +57,9 @@ def advance(progress: Progress, event: Event, now: float) -> Progress:
         retries = Counter(progress.retries)
         retries[event.cause] += 1
         return replace(progress, running=_without(progress.running, event.task), retries=dict(retries))
+    if isinstance(event, TaskSurveyed):
+        running = _without(progress.running, event.task)
+        return replace(progress, running=running, done_bytes=progress.done_bytes + event.read_bytes)
     if isinstance(event, TaskFinished):
         return replace(
             progress,
