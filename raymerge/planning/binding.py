@@ -10,7 +10,7 @@ from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
 from raymerge.methods.declaration import Base, Method, Missing, Parameter
 from raymerge.planning.parameters import Level, ParameterTable, Problems, missing_value
-from raymerge.planning.sites import Group, Lane
+from raymerge.planning.sites import Group, Lane, is_under
 from raymerge.planning.stack import Anatomy, dissect
 from raymerge.recipe.nouns import ModelReference, Module, Recipe, Settings, Slice, Source
 from raymerge.recipe.settings import varies_over_layers
@@ -64,6 +64,7 @@ class Binder:
     def _module(self, module: Module) -> BoundModule | None:
         if module.prefix == _WHOLE_MODEL and not self._has_tensors_under(module.prefix):
             module = replace(module, prefix="")
+        self._check_prefix(module)
         if module.models:
             group = self._group(module, list(module.models), module.parameters, None, module.line)
             return BoundModule(groups=(group,), is_sliced=False) if group is not None else None
@@ -100,7 +101,7 @@ class Binder:
         self._check_required(merging, shared)
         self._check_count(merging, line)
         lanes = [self._lane(source, module.prefix) for source in sources]
-        if any(lane is None for lane in lanes):
+        if not merging or any(lane is None for lane in lanes):
             return None
         ready = [lane for lane in lanes if lane is not None]
         base = ready.pop(base_at) if apart and base_at is not None else None
@@ -122,8 +123,20 @@ class Binder:
         self._check_gradients(group)
         return group
 
+    def _check_prefix(self, module: Module) -> None:
+        if not self.opened or not module.prefix or self._has_tensors_under(module.prefix):
+            return
+        self.problems.add(
+            Problem(
+                subject=f"modules.{module.prefix}",
+                message="no tensor's name begins so: the module would do nothing",
+                remedy="module names are beginnings of tensor names, such as `model.language_model`",
+                line=module.line,
+            )
+        )
+
     def _has_tensors_under(self, prefix: str) -> bool:
-        return any(name.startswith(f"{prefix}.") for each in self.opened.values() for name in each.tensors)
+        return any(is_under(name, prefix) for each in self.opened.values() for name in each.tensors)
 
     def _check_required(self, merging: list[Source], shared: tuple[Settings, ...]) -> None:
         """Required parameters that no level mentions: known without any tensor, so also where a model is not there."""

@@ -104,9 +104,9 @@ class JobMaker:
         each = sorted((one for one in found if one.position >= 0), key=lambda one: one.position)
         base = next((found_one.ref for found_one in found if found_one.position < 0), None)
         inputs = tuple(JobInput(ref=one.ref, parameters=table.each(one.position, one.name, site.t)) for one in each)
-        output = self._output(site, found[0])
         if method.name == CONVERT and inputs[0].parameters.get("scale") is None:
             return self._copy(site, each[0], "passthrough")
+        output = self._output(site, found[0])
         for one in found:
             self.ledger.record(one.lane.label, one.name, MERGED, f"merged by {method.name}")
         self._check_values(site, shared, [each.parameters for each in inputs])

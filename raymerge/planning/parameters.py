@@ -121,7 +121,9 @@ def missing_value(parameter: Parameter, label: str, tensor: str, line: int | Non
 def check_value(parameter: Parameter, value: object) -> tuple[Any, str]:
     """The value in the parameter's type, and a complaint ("" if there is none)."""
     if parameter.kind is bool:
-        return (value, "") if isinstance(value, bool) else (None, f"found {value!r}, expected true or false")
+        # Recipes that a search wrote have 1.0 and 0.0 for switches.
+        is_switch = isinstance(value, int | float) and value in (0, 1)
+        return (bool(value), "") if is_switch else (None, f"found {value!r}, expected true or false")
     if parameter.kind is str:
         is_known = not parameter.choices or value in parameter.choices
         return (value, "") if is_known else (None, f"found {value!r}, expected one of {', '.join(parameter.choices)}")

@@ -28,7 +28,7 @@ class Lane:
     @property
     def main_stacks(self) -> tuple[Stack, ...]:
         """The stacks that `slices` cuts: those of the language model, not of a vision or audio tower."""
-        own = tuple(each for each in self.anatomy.stacks if _under(each.prefix, self.prefix))
+        own = tuple(each for each in self.anatomy.stacks if is_under(each.prefix, self.prefix))
         return tuple(each for each in own if not _is_sensory(each)) or own
 
     @property
@@ -40,7 +40,7 @@ class Lane:
         stack = self.main_stacks[0]
         for name in self.checkpoint.tensors:
             layer = self.anatomy.located.get(name)
-            if _under(name, self.prefix) and (layer is None or layer.stack is not stack):
+            if is_under(name, self.prefix) and (layer is None or layer.stack is not stack):
                 yield name
 
 
@@ -92,7 +92,7 @@ def model_sites(group: Group, problems: Problems) -> Iterator[Site]:
         return
     leader = group.lanes[0]
     names = dict.fromkeys(
-        name for lane in group.lanes for name in lane.checkpoint.tensors if _under(name, group.prefix)
+        name for lane in group.lanes for name in lane.checkpoint.tensors if is_under(name, group.prefix)
     )
     for position, name in enumerate(names):
         layer = leader.anatomy.located.get(name)
@@ -297,7 +297,8 @@ def _outside_order(name: str, position: int) -> int:
     return position + (1_000_000 if place(name) is Place.AFTER else -1_000_000)
 
 
-def _under(name: str, prefix: str) -> bool:
+def is_under(name: str, prefix: str) -> bool:
+    """Whether a tensor belongs to the module of that prefix; the empty prefix is the whole model."""
     return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")
 
 

@@ -1,0 +1,60 @@
+"""Recipes at the edge of what a method or a model allows: refused by name, or understood, never a crash."""
+
+import pytest
+from planning import checkpoint, jobs_of, llama_names, plan_of
+
+from raymerge.dtypes import DType
+from raymerge.errors import PlanError
+from raymerge.methods import all_methods
+from raymerge.methods.declaration import Base
+
+APART = [name for name, method in all_methods().items() if method.base in (Base.REQUIRED, Base.OPTIONAL)]
+
+
+@pytest.mark.parametrize("method", APART)
+def test_a_slice_of_the_base_alone_is_refused(method: str) -> None:
+    recipe = f"""
+merge_method: {method}
+base_model: a
+parameters: {{weight: 1, density: 0.5, t: 0.5}}
+slices:
+  - sources: [{{model: a, layer_range: [0, 2]}}]
+"""
+    with pytest.raises(PlanError, match="found 0"):
+        plan_of(recipe, checkpoint("a", llama_names(2)))
+
+
+def test_a_module_that_is_no_part_of_any_model_is_refused() -> None:
+    recipe = """
+merge_method: passthrough
+modules:
+  model: {models: [{model: a}]}
+  lm_head: {models: [{model: a}]}
+  vision: {models: [{model: a}]}
+"""
+    with pytest.raises(PlanError, match=r"modules\.vision"):
+        plan_of(recipe, checkpoint("a", llama_names(2)))
+    assert plan_of(recipe.replace("  vision: {models: [{model: a}]}\n", ""), checkpoint("a", llama_names(2)))
+
+
+def test_every_rounded_tensor_is_counted_once() -> None:
+    names = llama_names(2)
+    plan = plan_of(
+        "{merge_method: passthrough, dtype: float16, models: [{model: a}]}", checkpoint("a", names, dtype=DType.F32)
+    )
+    assert [warning.message.split()[0] for warning in plan.warnings] == [str(len(names))]
+
+
+@pytest.mark.parametrize(("written", "meant"), [("1.0", True), ("1", True), ("0.0", False), ("true", True)])
+def test_switches_may_be_numbers(written: str, meant: bool) -> None:
+    recipe = f"""
+merge_method: linear
+parameters: {{normalize: {written}}}
+models:
+  - {{model: a, parameters: {{weight: 1}}}}
+  - {{model: b, parameters: {{weight: 1}}}}
+"""
+    models = [checkpoint(name, llama_names(1)) for name in "ab"]
+    assert jobs_of(plan_of(recipe, *models))["lm_head.weight"].parameters["normalize"] is meant
+    with pytest.raises(PlanError, match="expected true or false"):
+        plan_of(recipe.replace(written, "0.5"), *models)
