@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from raymerge.errors import NotFoundError, Problem, RaymergeError, StorageError, VerifyError
+from raymerge.output.chat_template import TOKENIZER_CONFIG
 from raymerge.output.index import index_json
 from raymerge.output.manifest import (
     MANIFEST_NAME,
@@ -97,7 +98,7 @@ def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination
     except RaymergeError as error:
         problems += error.problems
     replaces = bool(foreign) or MANIFEST_NAME in infos
-    stale = tuple(name for name in infos if is_copied_name(name)) if replaces and not is_ours else ()
+    stale = tuple(name for name in infos if is_copied_name(name)) if replaces else ()
     return Destination(out=out, kept=kept, foreign=foreign, stale=stale, manifest=manifest, problems=tuple(problems))
 
 
@@ -112,7 +113,9 @@ def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes])
     manifest = destination.manifest
     is_ours = manifest is not None and manifest.plan_digest == plan.digest
     markers = () if is_ours else (MANIFEST_NAME, INDEX_NAME)
-    stale = (name for name in destination.stale if name not in side_files)
+    # The same plan may come with another chat template; without a tokenizer, what is there may be the user's own.
+    replaces = not is_ours or TOKENIZER_CONFIG in side_files
+    stale = (name for name in destination.stale if replaces and name not in side_files)
     for name in (*markers, *destination.foreign, *stale):
         store.delete(join_url(out, name))
     if not destination.is_complete or len(destination.kept) < len(plan.shards):

@@ -59,3 +59,14 @@ def test_small_files_that_somebody_put_into_an_empty_folder_stay(models: tuple[P
     merge(*models, out=out, copy_tokenizer=False)
     merge(*models, out=out, copy_tokenizer=False)
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_chat_template_that_the_recipe_no_longer_sets_goes(models: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(models[0])}]}
+    out = tmp_path / "out"
+    raymerge.merge({**recipe, "chat_template": "chatml"}, out, executor="inline")
+    made = (out / "model.safetensors").stat().st_mtime_ns
+    assert (out / "chat_template.jinja").exists()
+    raymerge.merge(recipe, out, executor="inline")
+    assert not (out / "chat_template.jinja").exists()
+    assert (out / "model.safetensors").stat().st_mtime_ns == made
