@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -13,6 +14,8 @@ from raymerge.sizes import parse_size
 from raymerge.storage import store_for
 
 Executor = Literal["ray", "inline"]
+
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?|torch:cpu", re.ASCII)
 
 
 class MergeKeywords(TypedDict, total=False):
@@ -62,8 +65,14 @@ class MergeOptions:
             raise UsageError(Problem(subject="methods", message="found text", remedy=f"write ({self.methods!r},)"))
         _check_choice("executor", self.executor, ("ray", "inline"))
         _check_choice("nan", self.nan, ("error", "warn"))
-        if self.task_cpus is not None and self.task_cpus < 1:
-            raise UsageError(Problem(subject="task_cpus", message=f"found {self.task_cpus}, expected at least 1"))
+        if not _is_whole(self.random_seed):
+            message = f"found {self.random_seed!r}, expected a whole number"
+            raise UsageError(Problem(subject="random_seed", message=message))
+        if self.task_cpus is not None and not (_is_whole(self.task_cpus) and self.task_cpus >= 1):
+            message = f"found {self.task_cpus!r}, expected a whole number, at least 1"
+            raise UsageError(Problem(subject="task_cpus", message=message))
+        if not _DEVICE.fullmatch(str(self.device)):
+            raise UsageError(Problem(subject="device", message=f"found {self.device!r}, expected cpu, cuda or cuda:0"))
 
     @property
     def threads(self) -> int:
@@ -94,6 +103,10 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_choice(subject: str, found: str, choices: tuple[str, ...]) -> None:

@@ -79,6 +79,9 @@ def read_recipe_text(config: str | Path | Mapping[str, Any], *, read_url: Callab
         return yaml.safe_dump(_dumpable(config, "", 0), sort_keys=False, allow_unicode=True, width=120)
     if isinstance(config, Path):
         return _read_file(config)
+    if not isinstance(config, str):
+        found = type(config).__name__
+        raise RecipeError(f"found a recipe of type {found}, expected a path, a URL, YAML text or a mapping")
     if "\n" in config:
         return config
     if _URL.fullmatch(config.strip()):
