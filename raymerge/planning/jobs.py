@@ -17,6 +17,7 @@ from raymerge.planning.ledger import COPIED, DROPPED, MERGED, Ledger
 from raymerge.planning.nouns import JobInput, ParameterValues, TensorJob
 from raymerge.planning.parameters import Problems
 from raymerge.planning.sites import Lane, Site
+from raymerge.planning.stack import HEAD
 from raymerge.recipe.nouns import OnMismatch, OnMissing, Recipe
 
 COPY = "copy"
@@ -24,7 +25,6 @@ CONVERT = "passthrough"  # copying into another element type goes through the me
 
 # Buffers that model code computes when it is built; old checkpoints carry them, newer ones of the same model do not.
 _RECOMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|embeddings\.position_ids)$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$")
 
 
@@ -245,9 +245,9 @@ class JobMaker:
 
     def _lend_tied(self, site: Site, found: list[_Found]) -> list[_Found]:
         """Where only some inputs keep a head, those that tie it to their embedding lend the embedding."""
-        if not _HEAD.search(site.output) or not found:
+        if not HEAD.search(site.output):
             return found
-        shape = found[0].ref.spec.shape
+        shape = found[0].ref.spec.shape if found else None
         by_lane = {id(one.lane): one for one in found}
         lent = []
         for lane, _, position in _lanes(site):
@@ -279,7 +279,7 @@ def is_kept(name: str, pattern: str) -> bool:
 
 def is_head(name: str) -> bool:
     """Whether a tensor is the output embedding that some models share with their input embedding."""
-    return _HEAD.search(name) is not None
+    return HEAD.search(name) is not None
 
 
 def _lanes(site: Site) -> Iterator[tuple[Lane, str, int]]:
@@ -295,12 +295,12 @@ def _slots(site: Site) -> tuple[int, ...]:
     return tuple(range(len(site.group.inputs)))
 
 
-def _embeddings(lane: Lane, position: int, shape: tuple[int, ...]) -> Iterator[_Found]:
+def _embeddings(lane: Lane, position: int, shape: tuple[int, ...] | None) -> Iterator[_Found]:
     for name, ref in lane.checkpoint.tensors.items():
-        if _EMBEDDING.search(name) and ref.spec.shape == shape:
+        if _EMBEDDING.search(name) and shape in (None, ref.spec.shape):
             yield _Found(lane=lane, name=name, position=position, ref=ref)
 
 
 def _is_vocabulary(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    vocabulary_sized = _HEAD.search(name) or _EMBEDDING.search(name)
+    vocabulary_sized = HEAD.search(name) or _EMBEDDING.search(name)
     return bool(vocabulary_sized) and len(first) == len(other) and first[1:] == other[1:]

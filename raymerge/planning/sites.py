@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from raymerge.checkpoint.config import tie_word_embeddings
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.parameters import ParameterTable, Problems
-from raymerge.planning.stack import Anatomy, Place, Stack, place
+from raymerge.planning.stack import HEAD, Anatomy, Place, Stack, place
 
 Unit = tuple[str, int]  # what is written together: a layer (its stack's prefix, its index), or ("", position)
 
@@ -160,7 +161,7 @@ def _outside_sites(groups: Sequence[Group], ledger: Ledger, problems: Problems) 
             )
             continue
         group = last if where is Place.AFTER else first
-        if not any(name in lane.checkpoint.tensors for lane in group.lanes):
+        if not any(name in lane.checkpoint.tensors for lane in group.lanes) and not _ties_head(name, group):
             group = first if group is last else last
         rule = f"outside the layers: taken from the {'last' if group is last else 'first'} slice"
         _drop_outside(name, groups, group, ledger, rule)
@@ -177,6 +178,13 @@ def _outside_sites(groups: Sequence[Group], ledger: Ledger, problems: Problems) 
         for lane in group.lanes:
             for name in lane.outside():
                 ledger.record(lane.label, name, DROPPED, "outside the layers: only the first and last slice give these")
+
+
+def _ties_head(name: str, group: Group) -> bool:
+    """Whether a tensor is the head of models that share it with their embedding, which they lend then."""
+    return HEAD.search(name) is not None and all(
+        tie_word_embeddings(lane.checkpoint.config) is not False for lane in group.lanes
+    )
 
 
 def _drop_outside(name: str, groups: Sequence[Group], taken: Group, ledger: Ledger, rule: str) -> None:

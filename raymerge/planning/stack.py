@@ -54,6 +54,8 @@ _MOST_EXTRA_LAYERS = 8
 # billion layers, and Python refuses to read a number of thousands of digits.
 _NUMBERED = re.compile(r"^(.*?)\.?(?<![^.])(\d{1,9})(|\..*)$", re.ASCII | re.DOTALL)
 
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+
 _AFTER = re.compile(
     r"(^|\.)(lm_head|embed_out|score|classifier|cls|pooler|qa_outputs|output_layer|head|mtp|"
     r"norm|ln_f|norm_f|final_norm|final_layernorm|final_layer_norm|ln_post|post_layernorm|layer_norm|layernorm_post)(\.|$)"

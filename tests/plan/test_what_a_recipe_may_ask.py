@@ -58,3 +58,21 @@ models:
     assert jobs_of(plan_of(recipe, *models))["lm_head.weight"].parameters["normalize"] is meant
     with pytest.raises(PlanError, match="expected true or false"):
         plan_of(recipe.replace(written, "0.5"), *models)
+
+
+def test_a_tied_last_slice_gives_its_own_head() -> None:
+    """Its last layers were trained before its embedding; another model's head would read them wrongly."""
+    untied = checkpoint("a", llama_names(2))
+    tied = checkpoint("b", llama_names(2, head=False), config={"num_hidden_layers": 2, "tie_word_embeddings": True})
+    recipe = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [0, 2]}]
+"""
+    plan = plan_of(recipe, untied, tied)
+    head = jobs_of(plan)["lm_head.weight"].inputs[0].ref
+    assert (head.file.identity, head.spec.name) == ("b", "model.embed_tokens.weight")
+    assert plan.output_config.get("tie_word_embeddings") is not True
+    dropped = [line for line in plan.ledger if line.fate == "dropped" and "lm_head.weight" in line.tensors]
+    assert [line.model for line in dropped] == ["a"]
