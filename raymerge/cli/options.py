@@ -104,6 +104,8 @@ def config_name(config: str) -> str:
 
 
 def read_out(out: str) -> str:
+    if not out.strip():  # a shell variable that is not set: the working directory is not what is meant
+        raise UsageError(Problem(subject="OUT", message="found an empty name", remedy="name a folder or a URL"))
     return os.path.expanduser(out)  # noqa: PTH111 - as above
 
 

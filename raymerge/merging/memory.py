@@ -48,7 +48,9 @@ def merged_tensors(plan: Plan, *, device: str = "cpu") -> Iterator[tuple[str, to
                 out = np.empty(job.output.nbytes, dtype=np.uint8)
                 merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
             dtype = getattr(torch, _TORCH_NAMES[job.output.dtype])
-            yield job.output.name, torch.from_numpy(out).view(dtype).reshape(job.output.shape)
+            # torch does not view no bytes as wider elements
+            made = torch.from_numpy(out).view(dtype) if out.size else torch.empty(0, dtype=dtype)
+            yield job.output.name, made.reshape(job.output.shape)
 
 
 def _buffer(nbytes: int) -> Any:

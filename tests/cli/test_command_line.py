@@ -18,7 +18,7 @@ import raymerge
 from raymerge.cli.app import app
 from raymerge.cli.compatibility import ACCEPTED
 from raymerge.cli.displays import event_name
-from raymerge.errors import ExecutionError, PlanError, Problem, StorageError
+from raymerge.errors import ExecutionError, PlanError, Problem, StorageError, UsageError
 from raymerge.events import RunStarted, TaskFinished
 
 RUNNER = CliRunner()
@@ -313,3 +313,12 @@ def test_every_command_in_the_readme_exists() -> None:
     told = set(re.findall(r"raymerge (\w+)", "".join(re.findall(r"```.*?```|`[^`]+`", README, re.DOTALL))))
     assert told <= set(commands()), told
     assert set(commands()) <= told
+
+
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_an_empty_name_is_not_the_working_directory(command: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text("merge_method: passthrough\nmodels: [{model: a}]\n")
+    done = RUNNER.invoke(app, [command, str(recipe), ""])
+    assert isinstance(done.exception, UsageError)
+    assert "OUT: found an empty name" in str(done.exception)
