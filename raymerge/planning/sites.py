@@ -112,7 +112,7 @@ def model_sites(group: Group, problems: Problems) -> Iterator[Site]:
 def slice_sites(groups: Sequence[Group], ledger: Ledger, problems: Problems) -> Iterator[Site]:
     """Every tensor of stacked slices: layers renumbered, what stands before and after from the first and last slice."""
     stacks = [_main_stack(lane, problems) for group in groups for lane in group.lanes]
-    if any(stack is None for stack in stacks) or _shapes_clash(groups, problems):
+    if any(stack is None for stack in stacks) or _shapes_clash(groups, problems) or _ends_clash(groups, problems):
         return
     out_stack = groups[0].lanes[0].main_stacks[0]
     yield from _outside_sites(groups, ledger, problems)
@@ -290,6 +290,23 @@ def _shapes_clash(groups: Sequence[Group], problems: Problems) -> bool:
                 )
                 return True
     return False
+
+
+def _ends_clash(groups: Sequence[Group], problems: Problems) -> bool:
+    """Whether the ends of the output come from models that name things differently: it would have two embeddings."""
+    first, last = groups[0].leader, groups[-1].leader
+    names = [lane.main_stacks[0].prefix for lane in (first, last)]
+    if names[0] == names[1]:
+        return False
+    problems.add(
+        Problem(
+            subject=last.label,
+            message=f"names its layers {names[1]}.N, {first.label} {names[0]}.N: so do the others differ",
+            remedy="let the first and the last slice come from models that name their tensors alike",
+            line=last.line,
+        )
+    )
+    return True
 
 
 def _uniform_shapes(lane: Lane) -> dict[str, tuple[int, ...]]:
