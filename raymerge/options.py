@@ -95,6 +95,7 @@ class MergeOptions:
             shard_bytes=parse_size(self.out_shard_size, subject="out_shard_size"),
             memory=self.memory(out),
             copy_tokenizer=self.copy_tokenizer,
+            device=self.device,
         )
 
 

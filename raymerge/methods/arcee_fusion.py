@@ -23,6 +23,7 @@ def _state(shape: tuple[int, ...], shared: Values, count: int) -> int:
 
 @merge_method(
     "arcee_fusion",
+    device_bound=True,
     summary="take over the other model's entries where their importance stands out, keep the base's elsewhere",
     formula=(
         "x where I >= median(I) + 1.5 (q75(I) - q25(I)), else b; I = abs(x - b) * KL(softmax(x), softmax(b)) of its row"

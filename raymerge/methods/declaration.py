@@ -69,6 +69,7 @@ class Method:
     shared values; `random` that it draws from the inputs' keys. `state` is the memory that it keeps through a tensor
     beside blocks, in bytes, by the tensor's shape, the shared values and the number of inputs: tables of counts, and
     whatever grows with rows or columns; the plan counts it.
+    `device_bound` methods take exp or log of single elements, which devices and architectures round differently.
     `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
     `check`, given the shared values and each input's, says what makes them impossible together, or None: the plan asks
     it for every tensor. `example` holds the parameters of `raymerge methods NAME --example`, of per-input ones a list
@@ -89,6 +90,7 @@ class Method:
     rows_when: Callable[[Values], bool] | None = None
     state: State | None = None
     random: bool = False
+    device_bound: bool = False
     passes_lone_tensor_through: bool = False
     accepted_without_effect: tuple[str, ...] = ()
     check: Check | None = None

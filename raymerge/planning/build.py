@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,12 +34,16 @@ DEFAULT_SHARD_BYTES = 2_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """What a plan depends on beside the recipe and its inputs. Memory and device do not enter the digest."""
+    """What a plan depends on beside the recipe and its inputs.
+
+    Memory does not enter the digest; the device does for methods that round differently on each.
+    """
 
     random_seed: int = 0
     shard_bytes: int = DEFAULT_SHARD_BYTES
     memory: MemoryRules = field(default_factory=MemoryRules)
     copy_tokenizer: bool = True
+    device: str = "cpu"
 
 
 def build_plan(
@@ -82,7 +87,7 @@ def build_plan(
     donor = opened[recipe.base_model] if recipe.base_model is not None else next(iter(opened.values()))
     placed = _ordered(placed, modules)
     jobs = [job for _, job in placed]
-    shards = _shards(placed, options)
+    shards = _shards(placed, options, _environment(method, options.device))
     surveyed = surveyed_names(method, jobs)
     complaints = dict.fromkeys(too_small(shard.jobs, shard.memory, options.memory) for shard in shards)
     if any(complaints):
@@ -181,10 +186,15 @@ def _ordered(placed: list[Placed], modules: Iterable[BoundModule]) -> list[Place
     return order(placed, list(stack_order), ranks)
 
 
-def _shards(placed: list[Placed], options: PlanOptions) -> tuple[ShardTask, ...]:
+def _environment(method: Method, device: str) -> tuple[str, ...]:
+    """What bears on the bytes beside plan and inputs: where a method's exp and log run, for those that have some."""
+    return (device.partition(":")[0], platform.machine()) if method.device_bound else ()
+
+
+def _shards(placed: list[Placed], options: PlanOptions, environment: tuple[str, ...]) -> tuple[ShardTask, ...]:
     parts = partition(placed, options.shard_bytes)
     names = file_names(len(parts))
-    digest = plan_digest(zip(names, parts, strict=True))
+    digest = plan_digest(zip(names, parts, strict=True), environment)
     return tuple(
         ShardTask(file_name=name, jobs=jobs, plan_digest=digest, memory=project(jobs, options.memory))
         for name, jobs in zip(names, parts, strict=True)

@@ -31,7 +31,8 @@ class Ledger:
             fates = self._fates[checkpoint.reference]
             for name, helper in checkpoint.helpers.items():
                 if helper.serves in fates:
-                    self.record(checkpoint.reference, name, fates[helper.serves][0], helper.rule)
+                    fate = DROPPED if helper.is_dropped else fates[helper.serves][0]
+                    self.record(checkpoint.reference, name, fate, helper.rule)
 
     def unaccounted(self, checkpoints: Iterable[Checkpoint]) -> tuple[Problem, ...]:
         """A problem for every model with tensors that no rule mentions."""

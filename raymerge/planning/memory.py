@@ -149,8 +149,9 @@ def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
     if streamed >= in_flight:  # a streamed tensor has the memory to itself
         inputs, output, prefetch = streamed, 0, 0
     else:
-        inputs = max((cost.read_bytes + cost.step_bytes for cost in held), default=0)
-        output = max((cost.output_bytes for cost in held), default=0)
+        largest = max(held, key=lambda cost: cost.held_bytes, default=None)
+        inputs = largest.read_bytes + largest.step_bytes if largest is not None else 0
+        output = largest.output_bytes if largest is not None else 0
         prefetch = max(0, in_flight - inputs - output)
     return MemoryProjection(
         inputs_bytes=inputs,

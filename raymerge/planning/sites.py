@@ -162,7 +162,8 @@ def _outside_sites(groups: Sequence[Group], ledger: Ledger, problems: Problems) 
             continue
         group = last if where is Place.AFTER else first
         if not any(name in lane.checkpoint.tensors for lane in group.lanes) and not _ties_head(name, group):
-            group = first if group is last else last
+            problems.add(_lacking_end(name, where, group))
+            continue
         rule = f"outside the layers: taken from the {'last' if group is last else 'first'} slice"
         _drop_outside(name, groups, group, ledger, rule)
         order = position + (1_000_000 if where is Place.AFTER else -1_000_000)
@@ -178,6 +179,17 @@ def _outside_sites(groups: Sequence[Group], ledger: Ledger, problems: Problems) 
         for lane in group.lanes:
             for name in lane.outside():
                 ledger.record(lane.label, name, DROPPED, "outside the layers: only the first and last slice give these")
+
+
+def _lacking_end(name: str, where: Place, group: Group) -> Problem:
+    """The other end of the stack has the tensor, but its value belongs to other layers."""
+    end = "last" if where is Place.AFTER else "first"
+    models = ", ".join(lane.label for lane in group.lanes)
+    return Problem(
+        subject=name,
+        message=f"stands {where.value} the layers, but the {end} slice's {models} lacks it",
+        remedy=f"let a model that has it give the {end} slice",
+    )
 
 
 def _ties_head(name: str, group: Group) -> bool:

@@ -243,3 +243,21 @@ def test_values_outside_a_parameters_range_name_the_line() -> None:
     with pytest.raises(PlanError) as caught:
         plan_of(TIES.replace("weight: 0.5", "weight: many"), *models)
     assert "weight" in messages(caught.value)
+
+
+def test_an_end_of_the_stack_that_lacks_a_tensor_is_a_problem_not_another_models_tensor() -> None:
+    lacking = {name: shape for name, shape in llama_names(4).items() if name != "model.norm.weight"}
+    with pytest.raises(
+        PlanError, match=r"model\.norm\.weight: stands after the layers, but the last slice's b lacks it"
+    ):
+        plan_of(SLICES, checkpoint("a", llama_names(4)), checkpoint("b", lacking))
+
+
+def test_the_device_is_in_the_digest_of_methods_that_round_differently_on_each() -> None:
+    names = llama_names(1)
+    models = checkpoint("base", names), checkpoint("a", names)
+    for method, differs in (("arcee_fusion", True), ("task_arithmetic", False)):
+        weights = "" if differs else ", parameters: {weight: 1}"
+        recipe = f"merge_method: {method}\nbase_model: base\nmodels: [{{model: base}}, {{model: a{weights}}}]\n"
+        digests = {plan_of(recipe, *models, device=device).digest for device in ("cpu", "cuda")}
+        assert (len(digests) == 2) is differs

@@ -64,13 +64,18 @@ def checkpoint(
 
 
 def plan_of(
-    recipe: str, *checkpoints: Checkpoint, shard_bytes: int = 10**12, seed: int = 0, memory: MemoryRules | None = None
+    recipe: str,
+    *checkpoints: Checkpoint,
+    shard_bytes: int = 10**12,
+    seed: int = 0,
+    device: str = "cpu",
+    memory: MemoryRules | None = None,
 ) -> Plan:
     """Plan a recipe whose models are named like the checkpoints; raises PlanError as planning does."""
     parsed = parse_recipe(recipe)
     assert parsed.recipe is not None
     opened = {ModelReference(path=each.reference): each for each in checkpoints}
-    options = PlanOptions(random_seed=seed, shard_bytes=shard_bytes, memory=memory or MemoryRules())
+    options = PlanOptions(device=device, random_seed=seed, shard_bytes=shard_bytes, memory=memory or MemoryRules())
     return build_plan(parsed.recipe, opened, options, known_problems=parsed.problems)
 
 
