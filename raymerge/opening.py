@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raymerge.checkpoint.adapter import with_adapter
+from raymerge.checkpoint.decoded import decoded
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.open import open_adapter, open_checkpoint
-from raymerge.checkpoint.quantization import quantization_problem
 from raymerge.errors import Problem, RaymergeError
 from raymerge.planning.binding import model_references
 from raymerge.recipe.nouns import ModelReference, Recipe
@@ -77,10 +77,9 @@ def _open(part: _Part) -> Checkpoint | RaymergeError:
     read = open_adapter if part.is_adapter else open_checkpoint
     try:
         opened = read(reference.path, revision=reference.revision, display=str(reference), cwd=str(Path.cwd()))
+        return opened if part.is_adapter else decoded(opened)
     except RaymergeError as error:
         return error
-    problem = None if part.is_adapter else quantization_problem(opened)
-    return opened if problem is None else RaymergeError(problem)
 
 
 def _assembled(

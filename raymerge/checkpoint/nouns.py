@@ -81,10 +81,11 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Helper:
-    """What becomes of a stored tensor that only helps to make another one, `serves`."""
+    """What becomes of a stored tensor that only helps to make another one, `serves`; or of no further use beside it."""
 
     serves: str
     rule: str
+    is_dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raymerge.checkpoint.nouns import Checkpoint
@@ -26,26 +26,45 @@ def quantization_of(checkpoint: Checkpoint) -> str | None:
     return _by_config(checkpoint.config) or _by_tensors(checkpoint)
 
 
-def quantization_problem(checkpoint: Checkpoint) -> Problem | None:
-    """Why this checkpoint cannot be merged yet, if its weights are quantized."""
-    found = quantization_of(checkpoint)
-    if found is None:
+def quantization_problem(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None) -> Problem | None:
+    """Why this checkpoint cannot be merged, if weights of it are codes; `config` is the one that tells of them."""
+    told, left = _by_config(checkpoint.config if config is None else config), _by_tensors(checkpoint)
+    if left is None and (told is None or config is not None):
         return None
+    found = ", ".join(each for each in (told, left) if each is not None)
     return Problem(
         subject=checkpoint.reference,
-        message=f"is quantized: {found}; quantized weights cannot be merged yet",
+        message=f"is quantized: {found}; no exact decoding of that is known here",
         remedy="use the unquantized model, or convert this one to bfloat16 first",
     )
 
 
-def _by_config(config: Mapping[str, Any]) -> str | None:
-    sections = [config, *(value for value in config.values() if isinstance(value, Mapping))]
-    for section in sections:
+def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The object of config.json that describes a quantization, at the top or in a part such as text_config."""
+    return next((settings for _, settings in _settings(config)), None)
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as of the model before it was quantized."""
+    return {
+        key: {inner: each for inner, each in value.items() if inner not in _CONFIG_KEYS}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+        if key not in _CONFIG_KEYS
+    }
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for section in [config, *(value for value in config.values() if isinstance(value, Mapping))]:
         for key in _CONFIG_KEYS:
             settings = section.get(key)
             if isinstance(settings, Mapping) and settings:
-                return f"{_method(settings)} ({key} in config.json)"
-    return None
+                yield key, settings
+
+
+def _by_config(config: Mapping[str, Any]) -> str | None:
+    return next((f"{_method(settings)} ({key} in config.json)" for key, settings in _settings(config)), None)
 
 
 def _method(settings: Mapping[str, Any]) -> str:

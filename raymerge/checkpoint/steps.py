@@ -1,8 +1,8 @@
 """Steps between what is stored and the values of a tensor, as data: plans hold them, tasks carry them out.
 
 A step's `sides` are further tensors, small beside the one they serve, that it needs whole; `held_bytes` is what they
-take in memory while the tensor is read. `unit` is set by steps that decode packed storage: so many elements lie in so
-many bytes of their own; None where elements are stored one by one.
+take in memory while the tensor is read. Steps that decode come first; `unit` is set by those of packed storage: so many
+elements lie in so many bytes of their own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class AddAdapter:
         return self.down, self.up
 
     @property
+    def decodes(self) -> bool:
+        return False
+
+    @property
     def unit(self) -> None:
         return None
 
@@ -39,7 +43,99 @@ class AddAdapter:
         return sum(side.nbytes + side.spec.element_count * _decoded_width(side) for side in self.sides)
 
 
-Step = AddAdapter
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleFloat8:
+    """Float8 codes of a matrix times the scale of their block of `block` rows and columns, which the edges cut.
+
+    The product is float32, then rounded to `rounded_to`.
+    """
+
+    scales: TensorRef
+    block: tuple[int, int]
+    rounded_to: DType
+
+    @property
+    def sides(self) -> tuple[TensorRef, ...]:
+        return (self.scales,)
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> None:
+        return None
+
+    @property
+    def held_bytes(self) -> int:
+        return self.scales.nbytes + self.scales.spec.element_count * _decoded_width(self.scales)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookUp4Bit:
+    """Codes of four bits, the first in the high half of a byte, that stand for entries of `code` times an absmax.
+
+    Each `block` elements of the flat tensor share one (arXiv 2305.14314). Where these are `nested`, they are themselves
+    entries of `nested_code` times one of `nested_absmax` for each `nested_block` of them, plus `offset`. Products are
+    float32, the last one rounded to `rounded_to`.
+    """
+
+    absmax: TensorRef
+    code: TensorRef
+    block: int
+    rounded_to: DType
+    nested_absmax: TensorRef | None = None
+    nested_code: TensorRef | None = None
+    nested_block: int = 0
+    offset: float = 0.0
+
+    @property
+    def sides(self) -> tuple[TensorRef, ...]:
+        nested = (self.nested_absmax, self.nested_code)
+        return (self.absmax, self.code, *(side for side in nested if side is not None))
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        return 2, 1
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(side.nbytes for side in self.sides) + 8 * self.absmax.spec.element_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackMxfp4:
+    """Matrices of FP4 codes, stored transposed: 32 in a row share a power of two (OCP MX specification 1.0, MXFP4).
+
+    `scales` has the shape (matrices, columns, blocks of rows); the values are rounded to `rounded_to`.
+    """
+
+    scales: TensorRef
+    rounded_to: DType
+
+    @property
+    def sides(self) -> tuple[TensorRef, ...]:
+        return (self.scales,)
+
+    @property
+    def decodes(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        _, columns, blocks = self.scales.spec.shape
+        return columns * blocks * 32, columns * blocks * 16
+
+    @property
+    def held_bytes(self) -> int:
+        return self.scales.nbytes
+
+
+Step = AddAdapter | ScaleFloat8 | LookUp4Bit | UnpackMxfp4
 
 
 def _decoded_width(side: TensorRef) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raymerge.checkpoint.nouns import TensorRef
-from raymerge.checkpoint.steps import AddAdapter, Step
+from raymerge.checkpoint.steps import AddAdapter, LookUp4Bit, ScaleFloat8, UnpackMxfp4
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.dtypes import DType
 from raymerge.storage import store_for
@@ -24,11 +24,18 @@ Values = Any  # a 1-D numpy array of float32, of float64 where the tensor is
 _CONCURRENT_READS = 8
 
 
-class Opened(Protocol):
-    """A step with the tensors that it holds."""
+class Adder(Protocol):
+    """A step that changes values, with the tensors that it holds."""
 
     def apply(self, values: Values, start: int) -> Values:
         """The step's results for the elements from `start` on, of which `values` are what came before."""
+
+
+class Decoder(Protocol):
+    """A step that makes values of stored bytes, with the tensors that it holds."""
+
+    def decode(self, stored: Bytes, start: int, out: Values) -> None:
+        """Fill `out` with the float32 values from element `start` on; `stored` begins with the unit that holds it."""
 
 
 class OpenedSteps:
@@ -39,18 +46,37 @@ class OpenedSteps:
         self._operations = operations
         self._stored = (ref.stored or ref.spec).dtype
         self.dtype = DType.F64 if ref.spec.dtype is DType.F64 else DType.F32
+        self._decoder: Decoder | None = None
+        self._adders: list[Adder] = []
         waiting = list(sides)
-        self._steps = [_open(step, [waiting.pop(0) for _ in step.sides], operations) for step in ref.steps]
+        for step in ref.steps:
+            own = [waiting.pop(0) for _ in step.sides]
+            if isinstance(step, AddAdapter):
+                self._adders.append(_AdapterSum(step, own, operations))
+            else:
+                self._decoder = _decoder(step, ref, own, operations)
+                self._rounded_to = step.rounded_to
 
     def values(self, raw: Bytes, window_start: int, start: int, end: int) -> Values:
         """Elements [start, end), `dtype` ones; `raw` are the stored bytes of a window that holds them."""
         first, last = self._ref.span(start, end)
         before = self._ref.span(window_start, window_start)[0]
-        stored = raw[first - before : last - before]
-        values = self._operations.decode(stored, self._stored, wide=self.dtype is DType.F64)
-        for step in self._steps:
+        values = self._decode(raw[first - before : last - before], start, end - start)
+        for step in self._adders:
             values = step.apply(values, start)
         return values
+
+    def _decode(self, stored: Bytes, start: int, count: int) -> Values:
+        wide = self.dtype is DType.F64
+        if self._decoder is None:
+            return self._operations.decode(stored, self._stored, wide=wide)
+        values = np.empty(count, np.float32)
+        self._decoder.decode(stored, start, values)
+        if self._rounded_to in {DType.BF16, DType.F16}:
+            small = np.empty(count, np.uint16)
+            self._operations.encode(values, self._rounded_to, small)
+            self._operations.decode(small, self._rounded_to, values)
+        return values.astype(np.float64) if wide else values
 
 
 def open_steps(refs: Sequence[TensorRef]) -> list[OpenedSteps | None]:
@@ -74,8 +100,14 @@ def _read_whole(ref: TensorRef) -> Bytes:
     return buffer
 
 
-def _open(step: Step, sides: Sequence[Bytes], operations: Operations) -> Opened:
-    return _AdapterSum(step, sides, operations)
+def _decoder(
+    step: ScaleFloat8 | LookUp4Bit | UnpackMxfp4, ref: TensorRef, sides: Sequence[Bytes], operations: Operations
+) -> Decoder:
+    if isinstance(step, ScaleFloat8):
+        return _Float8(step, ref, sides[0], operations)
+    if isinstance(step, LookUp4Bit):
+        return _FourBit(step, sides, operations)
+    return _Mxfp4(step, ref, sides[0])
 
 
 def _matrix(ref: TensorRef, raw: Bytes, operations: Operations) -> Any:
@@ -96,3 +128,54 @@ class _AdapterSum:
         out = np.empty_like(values)
         add_product(values, start, self._left, self._right, self._scale, out)
         return out
+
+
+class _Float8:
+    def __init__(self, step: ScaleFloat8, ref: TensorRef, scales: Bytes, operations: Operations) -> None:
+        from raymerge.compute.decode_kernels import float8_table
+
+        assert ref.stored is not None
+        rows, self._columns = ref.spec.shape
+        self._block = step.block
+        shape = (-(-rows // step.block[0]), -(-self._columns // step.block[1]))
+        self._scales = operations.decode(scales, step.scales.spec.dtype).reshape(shape)
+        self._table = float8_table(4 if ref.stored.dtype is DType.F8_E4M3 else 5)
+
+    def decode(self, stored: Bytes, start: int, out: Values) -> None:
+        from raymerge.compute.decode_kernels import scale_codes
+
+        scale_codes(stored, start, self._columns, self._table, self._scales, self._block, out)
+
+
+class _FourBit:
+    def __init__(self, step: LookUp4Bit, sides: Sequence[Bytes], operations: Operations) -> None:
+        raw = dict(zip(step.sides, sides, strict=True))
+        self._block = step.block
+        self._code = operations.decode(raw[step.code], step.code.spec.dtype)
+        if step.nested_absmax is None or step.nested_code is None:
+            self._absmax = operations.decode(raw[step.absmax], step.absmax.spec.dtype)
+            return
+        code = operations.decode(raw[step.nested_code], step.nested_code.spec.dtype)
+        scales = operations.decode(raw[step.nested_absmax], step.nested_absmax.spec.dtype)
+        self._absmax = code[raw[step.absmax]]
+        self._absmax *= np.repeat(scales, step.nested_block)[: len(self._absmax)]
+        self._absmax += np.float32(step.offset)
+
+    def decode(self, stored: Bytes, start: int, out: Values) -> None:
+        from raymerge.compute.decode_kernels import look_up
+
+        look_up(stored, start, self._code, self._absmax, self._block, out)
+
+
+class _Mxfp4:
+    def __init__(self, step: UnpackMxfp4, ref: TensorRef, scales: Bytes) -> None:
+        from raymerge.compute.decode_kernels import fp4_table, power_table
+
+        self._columns = ref.spec.shape[-1]
+        self._scales = scales.reshape(step.scales.spec.shape)
+        self._tables = fp4_table(), power_table()
+
+    def decode(self, stored: Bytes, start: int, out: Values) -> None:
+        from raymerge.compute.decode_kernels import unpack_transposed
+
+        unpack_transposed(stored, start, self._columns, *self._tables, self._scales, out)

@@ -37,7 +37,7 @@ def test_config_names_the_quantization(tmp_path, settings, expected, nested):
     folder = write_llama(tmp_path, layers=1, config={"text_config": keys} if nested else keys)
     problem = quantization_problem(opened(folder))
     assert f"MODEL: is quantized: {expected} (quantization_config in config.json)" in str(problem)
-    assert "cannot be merged yet" in str(problem)
+    assert "no exact decoding" in str(problem)
 
 
 @pytest.mark.parametrize(
