@@ -118,7 +118,8 @@ def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
     if parsed.recipe is None:
         raise RecipeError(*parsed.problems)
     opened = open_models(parsed.recipe)
-    unusable = probe_destination(out, (each.url for each in opened.checkpoints.values())) if out is not None else ()
+    inputs = [part.url for each in opened.checkpoints.values() for part in each.parts]
+    unusable = probe_destination(out, inputs) if out is not None else ()
     tokenizer = choose_tokenizer(parsed.recipe, opened.checkpoints)
     return build_plan(
         parsed.recipe,

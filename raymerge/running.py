@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymerge.checkpoint.layout import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from raymerge.errors import PlanError, Problem
 from raymerge.events import Event, Message, TaskFinished, TaskSurveyed
 from raymerge.execute.beside import side_by_side
@@ -26,7 +27,7 @@ from raymerge.output.journal import Destination
 from raymerge.planning.copies import needs_no_worker
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.planning.phases import SurveyReceipt, SurveyTask, with_findings
-from raymerge.storage import is_local, join_url, store_for
+from raymerge.storage import is_local, join_url, parent_url, store_for
 
 if TYPE_CHECKING:
     from raymerge.execute.ray.session import RaySession
@@ -216,7 +217,7 @@ class RayRunner(Runner):
             self._on_event(Message(text="waiting for a private Ray to start"))
         self._session.wait()
         if not self._session.is_private:
-            problems = unshared_folders(local_folders(planned), out)
+            problems = unshared_folders(local_configs(planned), out)
             if problems:
                 raise PlanError(*problems)
 
@@ -248,23 +249,26 @@ def _of_this_process(method: str, origin: Origin) -> Problem:
     )
 
 
-def local_folders(planned: Plan) -> tuple[str, ...]:
-    """The inputs that are folders of this machine, or of a disk that it shares."""
-    return tuple(model.url for model in planned.models if is_local(model.url))
+def local_configs(planned: Plan) -> tuple[str, ...]:
+    """The configs of inputs, adapters too, in folders of this machine, or of a disk that it shares."""
+    models = [join_url(model.url, CONFIG_NAME) for model in planned.models]
+    adapters = [
+        join_url(model.adapter.url, ADAPTER_CONFIG_NAME) for model in planned.models if model.adapter is not None
+    ]
+    return tuple(path for path in dict.fromkeys((*models, *adapters)) if is_local(path))
 
 
-def unshared_folders(inputs: tuple[str, ...], out: str) -> tuple[Problem, ...]:
+def unshared_folders(configs: tuple[str, ...], out: str) -> tuple[Problem, ...]:
     """A problem for every local folder that some node of the cluster does not see as this process does.
 
-    The driver leaves a file of random text in the output folder for a moment; an input is known by its config.json.
+    The driver leaves a file of random text in the output folder for a moment; an input is known by its config.
     """
     from raymerge.execute.ray.nodes import nodes_without
 
     found = []
-    for folder in inputs:
-        path = join_url(folder, "config.json")
-        text = store_for(folder).read(path, max_bytes=_MAX_CONFIG_BYTES).decode()
-        found += [_unshared(folder, nodes) for nodes in [nodes_without(path, text)] if nodes]
+    for path in configs:
+        text = store_for(path).read(path, max_bytes=_MAX_CONFIG_BYTES).decode()
+        found += [_unshared(parent_url(path), nodes) for nodes in [nodes_without(path, text)] if nodes]
     if is_local(out):
         path, nonce = join_url(out, f".raymerge-{secrets.token_hex(8)}.probe"), secrets.token_hex(32)
         is_new = not Path(out).exists()
