@@ -46,6 +46,13 @@ def scale_by_row(weight: torch.Tensor) -> Made:
     return {"": codes, "_scale": scales}, codes.to(torch.bfloat16) * scales
 
 
+def compressed_blocks(weight: torch.Tensor) -> Made:
+    stored, _ = block_float8(weight)
+    spread = stored["_scale_inv"].repeat_interleave(16, 0)[: weight.shape[0]]
+    spread = spread.repeat_interleave(40, 1)[:, : weight.shape[1]]
+    return {"": stored[""], "_scale": stored["_scale_inv"]}, stored[""].float() * spread
+
+
 def four_bit(weight: torch.Tensor, *, nested: bool, dtype: torch.dtype = torch.bfloat16) -> Made:
     """As dequantize_4bit of bitsandbytes, by its published formula."""
     count, block = weight.numel(), 64
@@ -75,12 +82,17 @@ def noise(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(shape) * 0.02 + 0.001
 
 
+BLOCK_GROUPS = {"group_0": {"weights": {"type": "float", "strategy": "block", "block_structure": [16, 40]}}}
 FLOAT_GROUPS = {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}, "targets": ["Linear"]}}
 BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 KINDS: dict[str, tuple[Mapping[str, Any], Callable[[torch.Tensor], Made]]] = {
     "block float8": ({"quant_method": "fp8", "weight_block_size": [16, 40]}, block_float8),
     "float8, one scale": ({"quant_method": "compressed-tensors", "config_groups": FLOAT_GROUPS}, one_scale),
     "float8, a scale by row": ({"quant_method": "compressed-tensors", "config_groups": FLOAT_GROUPS}, scale_by_row),
+    "float8, compressed blocks": (
+        {"quant_method": "compressed-tensors", "config_groups": BLOCK_GROUPS},
+        compressed_blocks,
+    ),
     "nf4": (BITSANDBYTES, lambda weight: four_bit(weight, nested=False)),
     "nf4, nested": (BITSANDBYTES, lambda weight: four_bit(weight, nested=True)),
 }
