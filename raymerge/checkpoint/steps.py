@@ -1,8 +1,8 @@
 """Steps between what is stored and the values of a tensor, as data: plans hold them, tasks carry them out.
 
-A step's `sides` are further tensors, small beside the one they serve, that it needs whole; `held_bytes` is what they
-take in memory while the tensor is read. Steps that decode come first; `unit` is set by those of packed storage: so many
-elements lie in so many bytes of their own.
+A step's `sides` are further tensors, small beside the one they serve, that it needs whole; `held_bytes` is what it
+makes of them, beside their own bytes, while the tensor is read. Steps that decode come first; `unit` is set by those of
+packed storage: so many elements lie in so many bytes of their own.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class AddAdapter:
 
     @property
     def held_bytes(self) -> int:
-        """As stored, and decoded: float32, but for float64 factors."""
-        return sum(side.nbytes + side.spec.element_count * _decoded_width(side) for side in self.sides)
+        """Factors as they are computed with; those of transposed weights twice, while they are turned."""
+        nbytes = sum(side.spec.element_count * _decoded_width(side) for side in self.sides)
+        return 2 * nbytes if self.transposed else nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class ScaleFloat8:
 
     @property
     def held_bytes(self) -> int:
-        return self.scales.nbytes + self.scales.spec.element_count * _decoded_width(self.scales)
+        return self.scales.spec.element_count * _decoded_width(self.scales)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,8 @@ class LookUp4Bit:
 
     @property
     def held_bytes(self) -> int:
-        return sum(side.nbytes for side in self.sides) + 8 * self.absmax.spec.element_count
+        """The absmax values, and while they are made as many scales; the tables are small."""
+        return 8 * self.absmax.spec.element_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,7 @@ class UnpackMxfp4:
 
     @property
     def held_bytes(self) -> int:
-        return self.scales.nbytes
+        return 0
 
 
 Step = AddAdapter | ScaleFloat8 | LookUp4Bit | UnpackMxfp4

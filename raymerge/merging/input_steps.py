@@ -6,7 +6,7 @@ device merges, so that their results are the same everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -79,19 +79,26 @@ class OpenedSteps:
         return values.astype(np.float64) if wide else values
 
 
-def open_steps(refs: Sequence[TensorRef]) -> list[OpenedSteps | None]:
-    """Read what the steps of these tensors need, side by side; None for a tensor without steps."""
-    sides = [side for ref in refs for side in ref.sides]
+def open_steps(refs: Sequence[TensorRef], read: Callable[[TensorRef], Bytes] | None = None) -> list[OpenedSteps | None]:
+    """The steps of these tensors with what they need; None for a tensor without steps.
+
+    `read` gives the stored bytes of a tensor; where not given, they are read from storage, side by side.
+    """
     if not any(ref.steps for ref in refs):
         return [None] * len(refs)
-    with ThreadPoolExecutor(min(_CONCURRENT_READS, max(1, len(sides))), thread_name_prefix="raymerge-sides") as pool:
-        read = list(pool.map(_read_whole, sides))
+    sides = [side for ref in refs for side in ref.sides]
+    found = [read(side) for side in sides] if read is not None else _read_all(sides)
     operations = open_operations()
     opened: list[OpenedSteps | None] = []
     for ref in refs:
-        own, read = read[: len(ref.sides)], read[len(ref.sides) :]
+        own, found = found[: len(ref.sides)], found[len(ref.sides) :]
         opened.append(OpenedSteps(ref, own, operations) if ref.steps else None)
     return opened
+
+
+def _read_all(refs: Sequence[TensorRef]) -> list[Bytes]:
+    with ThreadPoolExecutor(min(_CONCURRENT_READS, max(1, len(refs))), thread_name_prefix="raymerge-sides") as pool:
+        return list(pool.map(_read_whole, refs))
 
 
 def _read_whole(ref: TensorRef) -> Bytes:

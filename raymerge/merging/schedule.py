@@ -122,11 +122,11 @@ def _batches(jobs: Iterable[TensorJob], most_held_bytes: int) -> Iterator[Batch]
 
 
 def _is_near(job: TensorJob) -> bool:
-    return all(is_local(ref.file.url) for ref in job.refs)
+    return all(is_local(ref.file.url) for ref in job.reads)
 
 
 def _batch(jobs: list[TensorJob]) -> Batch:
-    refs = {(ref.file.url, ref.offset, ref.nbytes): ref for job in jobs for ref in job.refs}
+    refs = {(ref.file.url, ref.offset, ref.nbytes): ref for job in jobs for ref in job.reads}
     runs: list[Run] = []
     places: dict[tuple[str, int], tuple[int, int]] = {}
     for (url, offset, nbytes), ref in sorted(refs.items(), key=lambda item: item[0]):

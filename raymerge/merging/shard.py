@@ -31,6 +31,7 @@ from raymerge.planning.memory import (
     MOVED_BYTES,
     needs_rows,
     room_bytes,
+    side_bytes,
     step_bytes,
     window_elements,
 )
@@ -124,7 +125,7 @@ class _Run:
         if any(job.method != COPY for job in task.jobs):
             for _ in range(threads):
                 self._operations.put(open_operations(options.device))
-        near = all(is_local(ref.file.url) for job in task.jobs for ref in job.refs)
+        near = all(is_local(ref.file.url) for job in task.jobs for ref in job.reads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="raymerge-merge")
         self._readers = ThreadPoolExecutor(
             _DISK_READERS if near else _STORE_READERS, thread_name_prefix="raymerge-read"
@@ -202,7 +203,7 @@ class _Run:
             raise ExecutionError("stopped")
         data = self._account.take(job.output.nbytes)
         raw = [held.raw(ref) for ref in job.refs]
-        steps = open_steps(job.refs)
+        steps = open_steps(job.refs, held.raw)
         operations = self._operations.get()
         try:
             nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
@@ -244,7 +245,8 @@ class _Run:
         most, window = max(windows.values()), windows[needs_rows(job)]
         sizes = window_sizes(job, most)
         width = job.output.dtype.bits // 8
-        needed = 2 * sum(sizes) + most * width + step_bytes(job)
+        beside = side_bytes(job) + step_bytes(job)
+        needed = 2 * sum(sizes) + most * width + beside
         if not self._account.try_acquire(needed):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
@@ -270,7 +272,7 @@ class _Run:
             self._writer.write(out[: (job.output.element_count - end_of_written) * width])
         finally:
             self._operations.put(operations)
-        self._account.release(step_bytes(job))
+        self._account.release(beside)
         for buffer in (*buffers[0], *buffers[1], out):
             self._account.give(buffer)
         return nonfinite

@@ -15,7 +15,14 @@ from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.scan import Scanner, held_windows, own_buffers, read_held, streamed_windows, window_sizes
 from raymerge.merging.tensor import observe_tensor
 from raymerge.methods.survey import Answer, Question
-from raymerge.planning.memory import BLOCK_ELEMENTS, read_held_bytes, room_bytes, step_bytes, window_elements
+from raymerge.planning.memory import (
+    BLOCK_ELEMENTS,
+    read_held_bytes,
+    room_bytes,
+    side_bytes,
+    step_bytes,
+    window_elements,
+)
 from raymerge.planning.nouns import TensorJob
 from raymerge.planning.phases import SurveyReceipt, SurveyTask
 
@@ -92,7 +99,7 @@ class _Run:
         """Read a job's inputs whole, and look at them."""
         raw = read_held(job, self._account.take, self._check)
         found = self._look(job, lambda *_: held_windows(job, raw))
-        self._account.release(step_bytes(job))
+        self._account.release(side_bytes(job) + step_bytes(job))
         for buffer in own_buffers(job, raw):
             self._account.give(buffer)
         return found
@@ -105,11 +112,11 @@ class _Run:
         """Look at a tensor too large to hold, window by window."""
         window = window_elements(job, self._room, rows=False)
         sizes = window_sizes(job, window)
-        if not self._account.try_acquire(2 * sum(sizes) + step_bytes(job)):
+        if not self._account.try_acquire(2 * sum(sizes) + side_bytes(job) + step_bytes(job)):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
         found = self._look(job, lambda *_: streamed_windows(job, window, self._readers, buffers))
-        self._account.release(step_bytes(job))
+        self._account.release(side_bytes(job) + step_bytes(job))
         for buffer in (*buffers[0], *buffers[1]):
             self._account.give(buffer)
         return found

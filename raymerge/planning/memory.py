@@ -51,12 +51,13 @@ class MemoryRules:
 class _Cost:
     """What one job takes: its tensors whole, one element of a window, the smallest window, and one thread's scratch.
 
-    `step_bytes` is what the steps of its inputs hold while it runs, `window_extra_bytes` what packed units that windows
-    cut add to those.
+    `side_bytes` is what of `read_bytes` the steps of its inputs need whole, `step_bytes` what they make of it,
+    `window_extra_bytes` what packed units that windows cut add to those.
     """
 
     read_bytes: int
     output_bytes: int
+    side_bytes: int
     step_bytes: int
     window_extra_bytes: int
     window_element_bytes: int
@@ -70,7 +71,7 @@ class _Cost:
     @property
     def streaming_bytes(self) -> int:
         """What a streamed job takes beside its windows."""
-        return self.step_bytes + self.window_extra_bytes
+        return self.side_bytes + self.step_bytes + self.window_extra_bytes
 
 
 def held_bytes(job: TensorJob) -> int:
@@ -85,8 +86,13 @@ def read_held_bytes(job: TensorJob) -> int:
 
 
 def step_bytes(job: TensorJob) -> int:
-    """What the steps of the job's inputs hold, whether their tensors are held or streamed."""
+    """What the steps of the job's inputs hold, beside what they read."""
     return _cost(job).step_bytes
+
+
+def side_bytes(job: TensorJob) -> int:
+    """What the steps of the job's inputs read whole, even where its tensors stream."""
+    return _cost(job).side_bytes
 
 
 def needs_rows(job: TensorJob) -> bool:
@@ -200,6 +206,7 @@ class _Input:
     is_wide: bool
     nbytes: int
     unit: tuple[int, int]
+    side_bytes: int
     step_bytes: int
     has_steps: bool
 
@@ -215,6 +222,7 @@ def _input(ref: TensorRef, *, is_first: bool) -> _Input:
         is_wide=ref.spec.dtype is DType.F64,
         nbytes=ref.nbytes if is_first else 0,
         unit=ref.unit if is_first else (1, 0),
+        side_bytes=sum([side.nbytes for side in ref.sides]),
         step_bytes=sum([step.held_bytes for step in ref.steps]),
         has_steps=bool(ref.steps),
     )
@@ -231,8 +239,9 @@ def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[_Input, ...], *
     blocks = _SCRATCH_BLOCKS_PER_INPUT * len(inputs) + _SCRATCH_BLOCKS + 2 * any(each.has_steps for each in inputs)
     units = [each.unit for each in inputs]
     return _Cost(
-        read_bytes=sum(each.nbytes for each in inputs),
+        read_bytes=sum(each.nbytes + each.side_bytes for each in inputs),
         output_bytes=count * dtype.bits // 8,
+        side_bytes=sum(each.side_bytes for each in inputs),
         step_bytes=sum(each.step_bytes for each in inputs),
         window_extra_bytes=sum(4 * nbytes for elements, nbytes in units if elements > 1),
         window_element_bytes=sum(2 * -(-nbytes // elements) for elements, nbytes in units) + dtype.bits // 8,
