@@ -9,6 +9,7 @@ import typer
 from raymerge.cli.commands.merge import merge
 from raymerge.cli.commands.methods import methods
 from raymerge.cli.commands.plan import plan
+from raymerge.cli.commands.push import push
 from raymerge.cli.commands.status import status
 from raymerge.cli.commands.submit import submit
 from raymerge.cli.commands.verify import verify
@@ -33,6 +34,7 @@ app.command(epilog=_example("raymerge plan config.yaml merged"))(plan)
 app.command(epilog=_example("raymerge methods ties --example > config.yaml"))(methods)
 app.command(epilog=_example("raymerge verify merged"))(verify)
 app.command(epilog=_example("raymerge status s3://bucket/merged"))(status)
+app.command(epilog=_example("raymerge push merged user/name --private"))(push)
 app.command(epilog=_example("raymerge submit config.yaml s3://bucket/merged --address http://HEAD:8265"))(submit)
 
 

@@ -24,7 +24,7 @@ def module_files(donor: Checkpoint, modules: bytes) -> dict[str, bytes]:
     """
     store = store_for(donor.url)
     files = {}
-    for folder in _folders(donor, modules):
+    for folder in module_folders(modules, subject=f"{donor.reference}/{MODULES_NAME}"):
         try:
             infos = store.list(join_url(donor.url, folder))
         except NotFoundError:
@@ -34,11 +34,11 @@ def module_files(donor: Checkpoint, modules: bytes) -> dict[str, bytes]:
     return files
 
 
-def _folders(donor: Checkpoint, modules: bytes) -> Iterator[str]:
+def module_folders(modules: bytes, *, subject: str) -> Iterator[str]:
+    """The folders that a modules.json with this text names. Raises CheckpointError naming it as `subject`."""
     try:
         listed: Any = json.loads(modules.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        subject = f"{donor.reference}/{MODULES_NAME}"
         remedy = "download or write it again"
         raise CheckpointError(
             Problem(subject=subject, message=f"is not valid JSON ({error})", remedy=remedy)

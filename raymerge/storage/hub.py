@@ -301,5 +301,9 @@ def _offline_error(subject: str) -> NotFoundError:
 
 def _read_only(url: str) -> StorageError:
     return StorageError(
-        Problem(subject=url, message="the hub is read file by file only", remedy="merge to a folder or to s3://")
+        Problem(
+            subject=url,
+            message="a merge cannot be written to the hub directly",
+            remedy=f"merge to a folder or to s3://, then: raymerge push OUT {parse_hub_url(url).repo}",
+        )
     )

@@ -281,6 +281,19 @@ def test_a_changed_pickle_at_the_same_size_and_time_is_another_input(tmp_path):
     assert len(identities) == 2
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_twin_on_the_hub_is_range_read(hub, tmp_path, form):
+    plain = write_llama(tmp_path / "plain", layers=2, shard_bytes=20_000)
+    hub.add_folder("org/twin", pickle_twin(plain, tmp_path / "twin", **FORMS[form]))
+    twin = opened("org/twin")
+    assert hub.count("content") <= 3 * len(twin.files)
+    expected = opened(plain)
+    assert twin.tensors.keys() == expected.tensors.keys()
+    for name, ref in twin.tensors.items():
+        assert ref.file.identity.startswith("sha256:")
+        assert content(ref) == content(expected.tensors[name])
+
+
 def test_safetensors_win_as_in_transformers(tmp_path):
     plain = write_llama(tmp_path / "plain", layers=1)
     twin = pickle_twin(plain, tmp_path / "twin")

@@ -1,4 +1,4 @@
-"""A small server that speaks the part of the Hugging Face hub's protocol that reading models needs.
+"""A small server that speaks the part of the Hugging Face hub's protocol that reading and pushing models needs.
 
     with start_hub(tmp_path) as hub:
         commit = hub.add_model("org/name", {"config.json": b"{}", "model.safetensors": data})
@@ -23,11 +23,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_writes import LARGE, answer_write, write_kind
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 TOKEN = "hf_testtokentesttoken"
-LARGE = (".safetensors", ".bin", ".model", "tokenizer.json")
+READ_TOKEN = "hf_readtokenreadtoken"
 
 
 def content_hash(name: str, data: bytes) -> str:
@@ -50,7 +52,7 @@ class Request:
     path: str
     host: str
     token: str | None
-    kind: str  # "api", "resolve" or "content"
+    kind: str  # "api", "resolve", "content", or one of hub_writes.WRITE_KINDS
     status: int
     nbytes: int
 
@@ -61,12 +63,17 @@ class HubServer:
         self.models: dict[str, Model] = {}
         self.requests: list[Request] = []
         self.lifetime_seconds = 3600.0
-        self.granted = {TOKEN}
+        self.granted = {TOKEN, READ_TOKEN}
+        self.writers, self.readers = {TOKEN}, {READ_TOKEN}
+        self.namespaces = {"user"}
+        self.large_files: dict[str, bytes] = {}  # by SHA-256, committed or not
+        self.card_error = ""
         self._generation = 0
         self._faults: dict[str, collections.deque[tuple[int, dict[str, str]]]] = collections.defaultdict(
             collections.deque
         )
         self.lock = threading.Lock()
+        self.write_lock = threading.Lock()
         self._servers = [self._serve("127.0.0.1"), self._serve("127.0.0.2")]
         self.endpoint = self._url(0)
 
@@ -146,7 +153,7 @@ class HubServer:
         self._generation += 1
 
     def fail(self, kind: str, status: int, *, times: int = 1, headers: Mapping[str, str] | None = None) -> None:
-        """Answer the next requests of a kind ("api", "resolve", "content") with a status. 0 cuts the answer short."""
+        """Answer the next requests of a kind ("api", "commit") with a status. 0 carries it out, and cuts the answer."""
         for _ in range(times):
             self._faults[kind].append((status, dict(headers or {})))
 
@@ -160,6 +167,17 @@ class HubServer:
     @property
     def weight_bytes(self) -> int:
         return sum(request.nbytes for request in self.requests if request.kind == "content")
+
+    def content_hash(self, name: str, data: bytes) -> str:
+        return content_hash(name, data)
+
+    def head(self, id: str) -> dict[str, bytes]:
+        """The files of the main branch."""
+        model = self.models[id]
+        return model.commits[model.refs["main"]]
+
+    def upload_url(self, oid: str) -> str:
+        return f"{self._url(1)}/upload/{oid}?Signature=secret"
 
     def sign(self, id: str, commit: str, name: str) -> str:
         expires = time.time() + self.lifetime_seconds
@@ -196,6 +214,36 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._route()
 
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        kind = write_kind(self.command, path)
+        assert kind is not None
+        body = self._body()
+        fault = self.hub.next_fault(kind)
+        if fault is not None and fault[0]:
+            self._answer(kind, fault[0], b"", fault[1])
+            return
+        with self.hub.write_lock:
+            status, document, headers = answer_write(self.hub, kind, path, self._token(), body)
+        headers = {"Content-Type": "application/json", **headers}
+        self._answer(kind, status, json.dumps(document).encode(), headers, cut=fault is not None)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        data = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
     def _route(self) -> None:
         parts = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(parts.path)
@@ -217,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _model(self, kind: str, id: str) -> Model | None:
         """The model, or None after an answer that refuses it as the hub does."""
         token = self._token()
-        if token is not None and token != TOKEN:
+        if token is not None and token not in self.hub.granted | self.hub.writers | self.hub.readers:
             message = {"X-Error-Message": "Invalid credentials in Authorization header"}
             self._answer(kind, 401, b"", message)
             return None
