@@ -24,26 +24,28 @@ def add_product(values: Any, start: Any, left: Any, right: Any, scale: Any, out:
     while done < out.size:
         row, column = (start + done) // columns, (start + done) % columns
         m = min(_TILE, columns - column, out.size - done)
-        _dot_row(left[row], right[:, column : column + m], total[:m])
+        _dot_row(left[row], right, column, total[:m])
         for j in range(m):
             out[done + j] = np.float64(values[done + j]) + scale * total[j]
         done += m
 
 
 @jit
-def _dot_row(row: Any, right: Any, total: Any) -> None:
+def _dot_row(row: Any, right: Any, column: Any, total: Any) -> None:
     """Four terms at a time, added one after the other as if each had its own pass."""
-    rank = right.shape[0]
+    rank, end = right.shape[0], column + total.size
     whole = rank // 4 * 4
     total[:] = 0.0
     for k in range(0, whole, 4):
         a, b, c, d = np.float64(row[k]), np.float64(row[k + 1]), np.float64(row[k + 2]), np.float64(row[k + 3])
+        p, q = right[k, column:end], right[k + 1, column:end]
+        r, s = right[k + 2, column:end], right[k + 3, column:end]
         for j in range(total.size):
-            part = total[j] + a * np.float64(right[k, j])
-            part = part + b * np.float64(right[k + 1, j])
-            part = part + c * np.float64(right[k + 2, j])
-            total[j] = part + d * np.float64(right[k + 3, j])
+            part = total[j] + a * np.float64(p[j])
+            part = part + b * np.float64(q[j])
+            part = part + c * np.float64(r[j])
+            total[j] = part + d * np.float64(s[j])
     for k in range(whole, rank):
-        a = np.float64(row[k])
+        a, p = np.float64(row[k]), right[k, column:end]
         for j in range(total.size):
-            total[j] += a * np.float64(right[k, j])
+            total[j] += a * np.float64(p[j])

@@ -156,7 +156,7 @@ class JobMaker:
                 (coded.lane.label, "coded"),
                 Problem(
                     subject=f"{coded.lane.label}: {coded.name}",
-                    message=f"has element type {dtype}: quantized inputs cannot be merged yet",
+                    message=f"has element type {dtype}: quantized codes are not merged",
                     remedy="use a bfloat16, float16 or float32 copy of the model",
                 ),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,25 @@ def test_same_bytes_whatever_the_memory_and_the_executor(tmp_path: Path, monkeyp
     in_memory = dict(raymerge.tensors(recipe))
     stored = read_tensors(tmp_path / "out0")
     assert all(np.array_equal(in_memory[name].float().numpy(), stored[name]) for name in stored)
+
+
+def test_adapters_come_from_wherever_models_do(tmp_path: Path) -> None:
+    import fsspec
+
+    base = write_llama(tmp_path / "base", **SHAPE)
+    folder = write_adapter(base, tmp_path / "lora")
+    store = fsspec.filesystem("memory")
+    for path in (base, folder):
+        store.put(str(path), f"/steps/{path.name}", recursive=True)
+    local, remote = f"{base}+{folder}", "memory://steps/base+memory://steps/lora"
+    found = []
+    for number, model in enumerate([local, remote]):
+        recipe = {"merge_method": "passthrough", "models": [{"model": model}]}
+        raymerge.merge(recipe, tmp_path / f"out{number}", executor="inline")
+        found.append(read_tensors(tmp_path / f"out{number}"))
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    card = (tmp_path / "out0" / "README.md").read_text()
+    assert "- local: base + local: lora" in card
+    assert str(tmp_path) not in card
+    manifest = json.loads((tmp_path / "out0" / "raymerge.json").read_text())
+    assert [each["model"] for each in manifest["inputs"]] == [local, str(folder)]

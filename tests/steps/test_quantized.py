@@ -78,6 +78,12 @@ def four_bit(weight: torch.Tensor, *, nested: bool, dtype: torch.dtype = torch.b
     return stored, (NF4[codes] * absmax.repeat_interleave(block)[:count]).to(dtype).reshape(weight.shape)
 
 
+def stored_as_bfloat16(made: Made) -> Made:
+    """The same bytes under another type, as quant_storage asks for: what shards parameters takes no integers."""
+    stored, values = made
+    return {**stored, "": stored[""].flatten().view(torch.bfloat16).reshape(-1, 1)}, values
+
+
 def noise(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(shape) * 0.02 + 0.001
 
@@ -94,6 +100,7 @@ KINDS: dict[str, tuple[Mapping[str, Any], Callable[[torch.Tensor], Made]]] = {
         compressed_blocks,
     ),
     "nf4": (BITSANDBYTES, lambda weight: four_bit(weight, nested=False)),
+    "nf4, stored as bfloat16": (BITSANDBYTES, lambda weight: stored_as_bfloat16(four_bit(weight, nested=False))),
     "nf4, nested": (BITSANDBYTES, lambda weight: four_bit(weight, nested=True)),
 }
 

@@ -89,9 +89,14 @@ def _models(plan: Plan) -> RenderableType:
 
 
 def _identity(model: Checkpoint) -> Text:
-    if model.commit and "@" not in model.reference:
-        return Text(f"{model.reference}@{model.commit[:7]}")
-    return Text(model.reference)
+    if model.adapter is None:
+        return Text(_pinned(model, model.reference))
+    base = model.reference.removesuffix(f"+{model.adapter.reference}")
+    return Text(f"{_pinned(model, base)}+{_pinned(model.adapter, model.adapter.reference)}")
+
+
+def _pinned(part: Checkpoint, reference: str) -> str:
+    return f"{reference}@{part.commit[:7]}" if part.commit and "@" not in reference else reference
 
 
 def _parameters(plan: Plan) -> RenderableType:
