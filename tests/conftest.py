@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer, hub_env, start_hub
+from hypothesis import HealthCheck, settings
 from s3_server import S3Server, find_weed, s3_env, start_s3
+
+# Examples are few and small; how long they take says more about the machine's other work than about the code.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
