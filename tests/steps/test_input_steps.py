@@ -63,7 +63,7 @@ def test_same_bytes_whatever_the_memory_and_the_executor(tmp_path: Path, monkeyp
         ],
     }
     digests = []
-    for number, options in enumerate([{}, {"task_cpus": 1}, {"blocks": 4096}, {"room": 1}]):
+    for number, options in enumerate([{}, {"task_cpus": 1}, {"blocks": 4096}, {"room": 1}, {"device": "torch:cpu"}]):
         with monkeypatch.context() as patch:
             if "blocks" in options:
                 patch.setattr(shard, "BLOCK_ELEMENTS", options.pop("blocks"))
