@@ -214,7 +214,8 @@ class CpuOperations(Operations):
         return np.repeat(np.asarray(values, np.float64), times)
 
     def cycle(self, values: Sequence[float], start: int, count: int) -> Array:
-        return np.take(np.asarray(values, np.float64), np.arange(start, start + count), mode="wrap")
+        # numpy's own wrapping subtracts the length once for every time that an index goes round
+        return np.asarray(values, np.float64)[np.arange(start, start + count) % len(values)]
 
     def row_divergences(self, x: Array, base: Array, row_length: int) -> NDArray[np.float64]:
         out = np.empty(x.size // row_length)

@@ -26,9 +26,9 @@ CHUNK_BYTES = 16 * MIB
 MOVED_BYTES = 8 * CHUNK_BYTES
 # Arrays of one block that a method may hold beside its inputs: deltas, masks, sums, random words, in float64 at worst.
 _SCRATCH_BLOCKS_PER_INPUT = 3
-_SCRATCH_BLOCKS = 16
+_SCRATCH_BLOCKS = 10
 # Thread stacks, the writer's own objects and allocator slack, measured on shards of one small tensor.
-_FIXED_BYTES = 24 * MIB
+_FIXED_BYTES = 16 * MIB
 # One job as objects in a worker, packed and unpacked, and its entry in the header while that is built: measured 2.5 KiB
 # for four inputs.
 _JOB_BYTES = 1024
