@@ -31,6 +31,7 @@ SLICE_BYTES = 256 << 10
 # An answer may trickle in without ever being silent; slower than this is better asked for again elsewhere.
 SLOWEST_BYTES_PER_SECOND = 50_000
 PATIENCE_SECONDS = 60
+PROBE_PREFIX = ".raymerge-probe-"
 
 
 class S3Store(Store):
@@ -118,7 +119,7 @@ class S3Store(Store):
 
     def probe(self, url: str, *, nbytes: int) -> None:  # noqa: ARG002 (an object store has room)
         """Start a multipart upload and abort it: needs the rights of a real write, and leaves no version behind."""
-        target = join_url(url, f".raymerge-probe-{secrets.token_hex(4)}")
+        target = join_url(url, f"{PROBE_PREFIX}{secrets.token_hex(4)}")
         bucket, key = parse_s3_url(target)
         limiter = write_limiter.get()
         try:
@@ -135,7 +136,11 @@ class S3Store(Store):
 
     def clean(self, url: str, *, names: tuple[str, ...]) -> int:
         wanted = frozenset(join_url(url, name) for name in names)
-        left = [(target, upload) for target, upload in list_uploads(url) if target in wanted]
+        left = [
+            (target, upload)
+            for target, upload in list_uploads(url)
+            if target in wanted or base_name(target).startswith(PROBE_PREFIX)  # one whose id was lost with an answer
+        ]
         for target, upload in left:
             abort_upload(target, upload)
         return len(left)

@@ -298,7 +298,9 @@ class S3Writer(ObjectWriter):
             return
         self._flush()
         self._check_parts()
-        for start, end in split(source.nbytes - head, max(COPY_PART_BYTES, self._sizes.least)):
+        rest = source.nbytes - head
+        pieces = max(1, rest // max(COPY_PART_BYTES, self._sizes.least))
+        for start, end in split(rest, -(-rest // pieces)):
             piece = replace(source, offset=source.offset + head + start, nbytes=end - start)
             self._submit(_copiers.get(), self._copy_part, piece)
 

@@ -39,7 +39,7 @@ Fault = Literal[
     "whole",  # the range is ignored: 200 and as many bytes as the object has (zeros: nobody may use them)
     "elsewhere",  # a 206 of another range, as long as the one asked for
     "slow",  # the answer comes late
-    "error_in_200",  # CompleteMultipartUpload: 200 with an error as its body, not forwarded
+    "error_in_200",  # CompleteMultipartUpload or a copy: 200 with an error as its body, not forwarded
     "damaged",  # one byte of the request's body is changed on the way
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -50,7 +50,9 @@ _ONLY: dict[str, Callable[[BaseHTTPRequestHandler], bool]] = {
     "elsewhere": lambda request: request.command == "GET" and "Range" in request.headers,
     "whole": lambda request: request.command == "GET" and "Range" in request.headers,
     "damaged": lambda request: request.command == "PUT" and request.headers.get("Content-Length", "0") != "0",
-    "error_in_200": lambda request: request.command == "POST" and "uploadId=" in request.path,
+    "error_in_200": lambda request: (
+        (request.command == "POST" and "uploadId=" in request.path) or "x-amz-copy-source" in request.headers
+    ),
 }
 _STATUS = {
     "slowdown": (503, "SlowDown"),
