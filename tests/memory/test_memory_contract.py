@@ -56,10 +56,11 @@ LOCAL = (
 
 
 def held(case: Case) -> Iterator[Case]:
-    """Five tensors of 4 MiB an input, of which two and a half fit at a time."""
+    """Six tensors of 4 MiB an input, no two alike, of which two and a half fit at a time."""
     room = int(2.5 * 4 * MIB) * (case.count + case.base + 1)
+    shapes = tuple((rows, 2048) for rows in range(1024, 904, -20))
     for threads in (1, 2):
-        yield replace(case, shapes=((1024, 2048),), copies=5, room_bytes=room, threads=threads)
+        yield replace(case, shapes=shapes, room_bytes=room, threads=threads)
 
 
 def streamed(case: Case) -> Iterator[Case]:
@@ -84,7 +85,7 @@ def check(results: Sequence[Measured]) -> None:
 def test_held_tensors_stay_within_the_projection(family: Sequence[Case], folder: Path) -> None:
     results = measure([case for each in family for case in held(each)], folder)
     check(results)
-    assert all(each.held == 5 or each.name.startswith("copy") for each in results)
+    assert all(each.held == 6 or each.name.startswith("copy") for each in results)
 
 
 @pytest.mark.parametrize("family", [GRAM, SPARSIFY, LOCAL], ids=["gram", "sparsify", "local"])
