@@ -31,7 +31,14 @@ class FullSize:
 
 
 def llama(
-    *, layers: int, hidden: int, inner: int, vocab: int = 128256, kv: int = 1024, file_count: int = 1
+    *,
+    layers: int,
+    hidden: int,
+    inner: int,
+    vocab: int = 128256,
+    kv: int = 1024,
+    file_count: int = 1,
+    head: bool = True,
 ) -> FullSize:
     """A Llama 3: 70B is (80, 8192, 28672), 405B (126, 16384, 53248)."""
     tensors: Tensors = {"model.embed_tokens.weight": ("BF16", (vocab, hidden))}
@@ -51,7 +58,8 @@ def llama(
                 ("self_attn.v_proj", (kv, hidden)),
             )
         }
-    tensors |= {"model.norm.weight": ("BF16", (hidden,)), "lm_head.weight": ("BF16", (vocab, hidden))}
+    tensors |= {"model.norm.weight": ("BF16", (hidden,))}
+    tensors |= {"lm_head.weight": ("BF16", (vocab, hidden))} if head else {}
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -60,15 +68,15 @@ def llama(
         "num_attention_heads": hidden // 128,
         "num_hidden_layers": layers,
         "num_key_value_heads": kv // 128,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": not head,
         "torch_dtype": "bfloat16",
         "vocab_size": vocab,
     }
     return FullSize(tensors=tensors, config=config, file_count=file_count)
 
 
-def llama_70b(*, layers: int = 80) -> FullSize:
-    return llama(layers=layers, hidden=8192, inner=28672, file_count=30 if layers == 80 else 1)
+def llama_70b(*, layers: int = 80, head: bool = True) -> FullSize:
+    return llama(layers=layers, hidden=8192, inner=28672, file_count=30 if layers == 80 else 1, head=head)
 
 
 def llama_405b() -> FullSize:
