@@ -142,12 +142,21 @@ def known_receipts(plan: Plan, destination: Destination) -> tuple[ShardReceipt, 
     told = {}
     if destination.manifest is not None and destination.manifest.plan_digest == plan.digest:
         told = {shard.file_name: shard.crc32 for shard in destination.manifest.shards}
-    receipts = []
-    for name, info in destination.kept.items():
-        crc32 = told.get(name) if told.get(name) is not None else info.crc32
-        if crc32 is not None:
-            receipts.append(ShardReceipt(file_name=name, nbytes=info.nbytes, crc32=crc32, read_bytes=0))
-    return tuple(receipts)
+    kept = destination.kept
+    with ThreadPoolExecutor(_CONCURRENT_HEADERS, thread_name_prefix="raymerge-resume") as pool:
+        found = dict(zip(kept, pool.map(lambda name: _known_crc32(told.get(name), kept[name]), kept), strict=True))
+    return tuple(
+        ShardReceipt(file_name=name, nbytes=kept[name].nbytes, crc32=crc32, read_bytes=0)
+        for name, crc32 in found.items()
+        if crc32 is not None
+    )
+
+
+def _known_crc32(told: int | None, info: ObjectInfo) -> int | None:
+    if told is not None or info.crc32 is not None or is_local(info.url):
+        return info.crc32 if told is None else told
+    asked = store_for(info.url).info(info.url)  # listings name no checksums
+    return asked.crc32 if asked.version == info.version else None
 
 
 def _listing(out: str) -> tuple[ObjectInfo, ...]:
