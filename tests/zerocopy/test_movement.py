@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from io import StringIO
 from itertools import pairwise
 
 import pytest
 import yaml
 from hub_layout import LLAMA_70B, hub_checkpoint, llama_shapes_in_model_order
 from planning import plan_of
+from rich.console import Console
 
+from raymerge.cli.commands.plan import store_movement
+from raymerge.cli.screens.plan import Surroundings, plan_screen, plan_values
 from raymerge.dtypes import DType
 from raymerge.planning.copies import copy_ranges, movement, needs_no_worker, shard_pieces
 from raymerge.planning.nouns import Plan
@@ -115,3 +119,24 @@ def test_pieces_are_the_file() -> None:
     moved = movement(plan.shards, S3)  # smaller than a part: one put
     assert (moved.copied_bytes, moved.written_bytes) == (0, header + plan.output_bytes)
     assert dataclasses.replace(moved, output_bytes=0).copied_share == 0.0
+
+
+def test_the_plan_says_what_is_copied_and_what_moves() -> None:
+    plan = frankenmerge(file_bytes=5 * GB)
+    moved = movement(plan.shards, S3)
+    around = Surroundings(seconds=0.1, out="s3://bucket/out", movement=moved)
+    console = Console(file=StringIO(), width=100)
+    console.print(plan_screen(plan, around))
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "copies 243 GB inside the store (99.69%) writes 744 MB" in text
+    assert "reads 744 MB, 7.4 s at 100 MB/s" in text
+    values = plan_values(plan, around)["movement"]
+    assert values["copied_bytes"] + values["written_bytes"] == moved.output_bytes
+    assert values["copied_share"] == moved.copied_share
+
+
+def test_on_a_disk_nothing_is_said_of_a_store() -> None:
+    console = Console(file=StringIO(), width=100)
+    console.print(plan_screen(frankenmerge(file_bytes=5 * GB), Surroundings(seconds=0.1, out="/disk/out")))
+    assert "inside the store" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert store_movement(frankenmerge(file_bytes=5 * GB), "/disk/out") is None
