@@ -13,6 +13,7 @@ from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.open import open_adapter, open_checkpoint
 from raymerge.errors import Problem, RaymergeError
 from raymerge.planning.binding import model_references
+from raymerge.planning.garbage import without_collection
 from raymerge.recipe.nouns import ModelReference, Recipe
 
 _CONCURRENT_MODELS = 8
@@ -27,6 +28,7 @@ class OpenedModels:
     problems: tuple[Problem, ...] = ()
 
 
+@without_collection
 def open_models(recipe: Recipe) -> OpenedModels:
     """Open every model that the recipe names; relative paths are relative to the working directory.
 

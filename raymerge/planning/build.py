@@ -16,6 +16,7 @@ from raymerge.methods.declaration import Method
 from raymerge.methods.extension import origin_of
 from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
+from raymerge.planning.garbage import without_collection
 from raymerge.planning.jobs import JobMaker, Rules, is_head, is_kept
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
@@ -46,6 +47,7 @@ class PlanOptions:
     device: str = "cpu"
 
 
+@without_collection
 def build_plan(
     recipe: Recipe,
     opened: Mapping[ModelReference, Checkpoint],

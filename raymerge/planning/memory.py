@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 from raymerge.checkpoint.nouns import TensorRef
 from raymerge.dtypes import DType
@@ -117,14 +118,17 @@ def window_elements(job: TensorJob, room_bytes: int, *, rows: bool) -> int:
     return most // unit * unit
 
 
-def scratch_bytes(jobs: Sequence[TensorJob], threads: int) -> int:
+Costs = Sequence[tuple[TensorJob, _Cost]]
+
+
+def _scratch_bytes(costs: Costs, threads: int) -> int:
     """Blocks in flight: float32 copies of every input, deltas, sums and masks, for each merging thread."""
-    return threads * max((_cost(job).scratch_bytes for job in jobs if job.method != "copy"), default=0)
+    return threads * max((cost.scratch_bytes for _, cost in costs), default=0)
 
 
-def state_bytes(jobs: Sequence[TensorJob], threads: int) -> int:
+def _state_bytes(costs: Costs, threads: int) -> int:
     """What methods keep through a tensor beside blocks, for each merging thread."""
-    return threads * max((_state(job) for job in jobs if job.method != "copy"), default=0)
+    return threads * max((_state(job) for job, _ in costs), default=0)
 
 
 def task_bytes(jobs: Sequence[TensorJob]) -> int:
@@ -134,7 +138,8 @@ def task_bytes(jobs: Sequence[TensorJob]) -> int:
 
 def room_bytes(jobs: Sequence[TensorJob], rules: MemoryRules) -> int:
     """What is left of the budget for tensors, once everything else is set aside."""
-    own = scratch_bytes(jobs, rules.threads) + state_bytes(jobs, rules.threads) + task_bytes(jobs)
+    costs = _merging(jobs)
+    own = _scratch_bytes(costs, rules.threads) + _state_bytes(costs, rules.threads) + task_bytes(jobs)
     return rules.budget_bytes - own - rules.upload_bytes
 
 
@@ -145,9 +150,9 @@ def is_held(job: TensorJob, room: int) -> bool:
 
 def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
     """The projection of one shard task. May exceed the budget: `too_small` says for which tensor."""
-    scratch, state, own = scratch_bytes(jobs, rules.threads), state_bytes(jobs, rules.threads), task_bytes(jobs)
+    costs = _merging(jobs)
+    scratch, state, own = _scratch_bytes(costs, rules.threads), _state_bytes(costs, rules.threads), task_bytes(jobs)
     room = rules.budget_bytes - scratch - state - own - rules.upload_bytes
-    costs = [(job, _cost(job)) for job in jobs if job.method != "copy"]
     held = [cost for _, cost in costs if cost.held_bytes <= room]
     streamed = max((_streamed_bytes(job, cost, room) for job, cost in costs if cost.held_bytes > room), default=0)
     moved = min(MOVED_BYTES, sum(job.output.nbytes for job in jobs if job.method == "copy"))  # if from another store
@@ -168,6 +173,10 @@ def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
         task_bytes=own,
         upload_bytes=rules.upload_bytes,
     )
+
+
+def _merging(jobs: Sequence[TensorJob]) -> Costs:
+    return [(job, _cost(job)) for job in jobs if job.method != "copy"]
 
 
 def _streamed_bytes(job: TensorJob, cost: _Cost, room: int) -> int:
@@ -206,15 +215,36 @@ class _Input:
     is_wide: bool
     nbytes: int
     unit: tuple[int, int]
-    side_bytes: int
-    step_bytes: int
-    has_steps: bool
+    side_bytes: int = 0
+    step_bytes: int = 0
+    has_steps: bool = False
 
 
 def _cost(job: TensorJob) -> _Cost:
-    shared = job.shared
-    inputs = tuple([_input(ref, is_first=shared[i] == i) for i, ref in enumerate(job.refs)])
-    return _cost_of(job.output.shape, job.output.dtype, inputs, rows=needs_rows(job))
+    refs, shared = job.refs, job.shared
+    rows = needs_rows(job)
+    if any(ref.steps for ref in refs):
+        inputs = tuple([_input(ref, is_first=shared[i] == i) for i, ref in enumerate(refs)])
+        return _cost_of(job.output.shape, job.output.dtype, inputs, rows=rows)
+    dtypes = tuple([ref.spec.dtype for ref in refs])
+    return _plain_cost(job.output.shape, job.output.dtype, dtypes, shared, rows)
+
+
+@lru_cache(maxsize=4096)  # a checkpoint has few different shapes, however many tensors
+def _plain_cost(
+    shape: tuple[int, ...], dtype: DType, dtypes: tuple[DType, ...], shared: tuple[int, ...], rows: bool
+) -> _Cost:
+    """Of inputs that are stored as they are read."""
+    count = prod(shape)
+    inputs = [
+        _Input(
+            is_wide=each is DType.F64,
+            nbytes=count * each.bits // 8 if shared[i] == i else 0,
+            unit=(1, each.bits // 8) if shared[i] == i else (1, 0),
+        )
+        for i, each in enumerate(dtypes)
+    ]
+    return _cost_of(shape, dtype, tuple(inputs), rows=rows)
 
 
 def _input(ref: TensorRef, *, is_first: bool) -> _Input:
@@ -228,11 +258,9 @@ def _input(ref: TensorRef, *, is_first: bool) -> _Input:
     )
 
 
-@lru_cache(maxsize=4096)  # a checkpoint has few different shapes, however many tensors
+@lru_cache(maxsize=4096)
 def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[_Input, ...], *, rows: bool) -> _Cost:
-    count = 1
-    for size in shape:
-        count *= size
+    count = prod(shape)
     width = 8 if any(each.is_wide for each in inputs) else 4
     block = block_elements(shape, rows=rows)
     # A step's results are a block of their own, beside what they are made of.

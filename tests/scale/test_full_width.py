@@ -28,7 +28,7 @@ gc.collect()
 reset_peak()
 baseline = peak_bytes()
 receipts.clear()
-plan = raymerge.plan(recipe, task_memory="1GiB", **options)
+plan = raymerge.plan(recipe, out, task_memory="1GiB", **options)
 raymerge.merge(recipe, out, task_memory="1GiB", **options)
 projected = {each.file_name: each.projected_bytes for each in plan.shards}
 print(json.dumps([baseline, [(each.file_name, each.peak_bytes, projected[each.file_name]) for each in receipts]]))
