@@ -80,7 +80,13 @@ TaskCpus = Annotated[
     _cluster("--task-cpus", min=1, help="Threads that make one shard. Default: 1 on Ray, every core inline."),
 ]
 TaskMemory = Annotated[
-    str | None, _cluster("--task-memory", metavar="SIZE", help="The most memory that making one shard may take: 1GiB.")
+    str | None,
+    _cluster(
+        "--task-memory",
+        metavar="SIZE",
+        help="The most memory that making one shard may take above its worker's own: 1GiB. 128MiB is always enough for "
+        "four models on one thread; larger tensors stream.",
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from memory_probe import MIB, Case, Measured, measure
+from s3_server import S3Server
 
 from raymerge.methods import all_methods
 from raymerge.running import WORKER_BASELINE_BYTES
@@ -119,6 +120,14 @@ def test_other_element_types(dtype: str, out_dtype: str, folder: Path) -> None:
         for room in (10 * MIB, ROOMY)
     ]
     check(measure(cases, folder))
+
+
+def test_tasks_between_objects_stay_within_the_projection(s3: S3Server) -> None:
+    """Range requests go straight into the buffers, and parts wait in as many as were counted."""
+    chosen = (SPARSIFY[0], GRAM[1], LOCAL[3])
+    cases = [replace(case, shapes=((4000, 6000),) * 2, room_bytes=40 * MIB) for case in chosen]
+    cases += [replace(case, shapes=((1000, 3000),) * 6, room_bytes=40 * MIB, threads=2) for case in chosen]
+    check(measure(cases, s3.folder()))
 
 
 def test_every_method_is_measured() -> None:

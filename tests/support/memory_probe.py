@@ -66,7 +66,7 @@ class Measured:
         return 0 < self.peak < self.projected
 
 
-def measure(cases: Sequence[Case], folder: Path, *, timeout_seconds: float = 240) -> list[Measured]:
+def measure(cases: Sequence[Case], folder: Path | str, *, timeout_seconds: float = 240) -> list[Measured]:
     """Run cases one after the other in one fresh process."""
     text = json.dumps([asdict(case) for case in cases])
     command = [sys.executable, __file__, str(folder)]
@@ -75,7 +75,7 @@ def measure(cases: Sequence[Case], folder: Path, *, timeout_seconds: float = 240
     return [Measured(**values) for values in json.loads(answer.stdout)]
 
 
-def _main(text: str, folder: Path) -> None:
+def _main(text: str, folder: Path | str) -> None:
     cases = [Case(**{**each, "shapes": tuple(map(tuple, each["shapes"]))}) for each in json.loads(text)]
     for case in cases:
         _run(_small(case), folder, 0)
@@ -90,12 +90,12 @@ def _small(case: Case) -> Case:
     return replace(case, shapes=((64, 300), (1200, 1000)), room_bytes=0, copies=1, repeats=1)
 
 
-def _run(case: Case, folder: Path, baseline: int) -> Measured:
+def _run(case: Case, folder: Path | str, baseline: int) -> Measured:
     from raymerge.merging.nouns import ShardOptions
     from raymerge.merging.shard import run_shard
     from raymerge.planning.memory import MemoryRules, is_held, project, room_bytes
     from raymerge.planning.nouns import ShardTask
-    from raymerge.storage import store_for
+    from raymerge.storage import join_url, store_for
 
     jobs = tuple(_jobs(case, folder))
     nbytes = sum(job.output.nbytes for job in jobs)
@@ -108,7 +108,7 @@ def _run(case: Case, folder: Path, baseline: int) -> Measured:
     task = ShardTask(file_name="out.safetensors", jobs=jobs, plan_digest="0" * 64, memory=memory)
     options = ShardOptions(out=str(folder), memory=rules)
     peak = max(run_shard(task, options).peak_bytes for _ in range(case.repeats))
-    (folder / "out.safetensors").unlink()
+    store_for(str(folder)).delete(join_url(str(folder), "out.safetensors"))
     room = room_bytes(jobs, rules)
     held = sum(is_held(job, room) for job in jobs)
     return Measured(
@@ -123,7 +123,7 @@ def _run(case: Case, folder: Path, baseline: int) -> Measured:
     )
 
 
-def _jobs(case: Case, folder: Path) -> Any:
+def _jobs(case: Case, folder: Path | str) -> Any:
     from raymerge.checkpoint.nouns import TensorSpec
     from raymerge.dtypes import DType
     from raymerge.methods import method
@@ -149,24 +149,30 @@ def _jobs(case: Case, folder: Path) -> Any:
         )
 
 
-def _ref(case: Case, folder: Path, index: int, shape: tuple[int, ...]) -> Any:
+def _ref(case: Case, folder: Path | str, index: int, shape: tuple[int, ...]) -> Any:
     """The start of a file of noise, one for each input: numbers of 0.02 that differ by a hundredth of that."""
     from raymerge.checkpoint.nouns import SourceFile, TensorRef, TensorSpec
     from raymerge.dtypes import DType
-    from raymerge.storage import store_for
+    from raymerge.errors import NotFoundError
+    from raymerge.storage import join_url, store_for
 
     spec = TensorSpec(name="w", dtype=DType(case.dtype), shape=shape)
-    path = folder / f"{case.dtype}-{index}.noise"
-    most = max(prod(each) for each in case.shapes)
-    if not path.exists() or path.stat().st_size < most * spec.dtype.bits // 8:
-        _write_noise(path, most, case.dtype, seed=index)
-    info = store_for(str(path)).info(str(path))
-    file = SourceFile(url=str(path), nbytes=info.nbytes, version=info.version, identity=str(path))
+    url = join_url(str(folder), f"{case.dtype}-{index}.noise")
+    nbytes = max(prod(each) for each in case.shapes) * spec.dtype.bits // 8
+    try:
+        info = store_for(url).info(url)
+    except NotFoundError:
+        info = None
+    if info is None or info.nbytes < nbytes:
+        info = _write_noise(url, nbytes, case.dtype, seed=index)
+    file = SourceFile(url=url, nbytes=info.nbytes, version=info.version, identity=url)
     return TensorRef(spec=spec, file=file, offset=0)
 
 
-def _write_noise(path: Path, count: int, code: str, *, seed: int) -> None:
+def _write_noise(url: str, nbytes: int, code: str, *, seed: int) -> Any:
     import numpy as np
+
+    from raymerge.storage import store_for
 
     values = np.random.default_rng(0).standard_normal(MIB, dtype=np.float32) * np.float32(0.02)
     values += np.random.default_rng(seed + 1).standard_normal(MIB, dtype=np.float32) * np.float32(2e-4)
@@ -175,10 +181,10 @@ def _write_noise(path: Path, count: int, code: str, *, seed: int) -> None:
     else:
         stored = values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[code])
     block = stored.tobytes()
-    nbytes = count * stored.itemsize
-    with path.open("wb") as file:
+    with store_for(url).create(url, nbytes=nbytes) as writer:
         for start in range(0, nbytes, len(block)):
-            file.write(block[: nbytes - start])
+            writer.write(block[: nbytes - start])
+        return writer.commit()
 
 
 def status_bytes(field: str) -> int:
@@ -189,4 +195,4 @@ def status_bytes(field: str) -> int:
 
 
 if __name__ == "__main__":
-    _main(sys.stdin.read(), Path(sys.argv[1]))
+    _main(sys.stdin.read(), sys.argv[1])
