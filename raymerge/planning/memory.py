@@ -35,8 +35,6 @@ _FIXED_BYTES = 16 * MIB
 _JOB_BYTES = 1024
 _REF_BYTES = 512
 
-# So much is enough for any method over a base and four models in float32 on one thread, to any store, where tensors have
-# less than 2^31 elements and rows are no longer than a block. Less may do; the refusal of too little says how much.
 FLOOR_BYTES = 128 * MIB
 # With the baseline of a worker this stays below 1.2 GB, a share that small nodes have per core.
 DEFAULT_TASK_MEMORY_BYTES = 768 * MIB
