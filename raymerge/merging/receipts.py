@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import replace
 
 from raymerge.errors import ExecutionError
@@ -11,6 +10,7 @@ from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import peak_bytes
 from raymerge.planning.nouns import ShardReceipt, ShardTask
 from raymerge.storage import ObjectInfo, join_url, store_for
+from raymerge.storage.crc32 import crc32
 
 _CHUNK_BYTES = 16 << 20
 
@@ -41,10 +41,10 @@ def with_checksum(found: ObjectInfo) -> ObjectInfo:
     """Read an object once for its CRC32, where the store does not tell it."""
     if found.crc32 is not None:
         return found
-    crc32, buffer = 0, bytearray(min(_CHUNK_BYTES, found.nbytes))
+    checksum, buffer = 0, bytearray(min(_CHUNK_BYTES, found.nbytes))
     store = store_for(found.url)
     for offset in range(0, found.nbytes, _CHUNK_BYTES):
         view = memoryview(buffer)[: min(_CHUNK_BYTES, found.nbytes - offset)]
         store.read_into(found.url, view, offset=offset, version=found.version)
-        crc32 = zlib.crc32(view, crc32)
-    return replace(found, crc32=crc32)
+        checksum = crc32(view, checksum)
+    return replace(found, crc32=checksum)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -37,6 +36,7 @@ from raymerge.planning.memory import (
 )
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
 from raymerge.storage import CopyRange, ObjectWriter, is_local, join_url, store_for
+from raymerge.storage.crc32 import crc32
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -204,6 +204,8 @@ class _Run:
             raise ExecutionError("stopped")
         data = self._account.take(job.output.nbytes)
         raw = [held.raw(ref) for ref in job.refs]
+        if step_bytes(job):
+            self._account.make_room()
         steps = open_steps(job.refs, held.raw)
         operations = self._operations.get()
         try:
@@ -215,7 +217,7 @@ class _Run:
         if held.is_spent():
             for buffer in held.buffers:
                 self._account.give(buffer)
-        return _Merged(data, job, zlib.crc32(data), nonfinite)
+        return _Merged(data, job, crc32(data), nonfinite)
 
     def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
         """Wait for something to be done, and write what has its turn."""
@@ -250,6 +252,7 @@ class _Run:
         needed = 2 * sum(sizes) + most * width + beside
         if not self._account.try_acquire(needed):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
+        self._account.make_room()
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
         out = self._account.take(most * width)
         operations = self._operations.get()

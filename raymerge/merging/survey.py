@@ -97,6 +97,8 @@ class _Run:
 
     def _hold(self, job: TensorJob) -> NDArray[Any]:
         """Read a job's inputs whole, and look at them."""
+        if side_bytes(job) + step_bytes(job):
+            self._account.make_room()
         raw = read_held(job, self._account.take, self._check)
         found = self._look(job, lambda *_: held_windows(job, raw))
         self._account.release(side_bytes(job) + step_bytes(job))
@@ -114,6 +116,7 @@ class _Run:
         sizes = window_sizes(job, window)
         if not self._account.try_acquire(2 * sum(sizes) + side_bytes(job) + step_bytes(job)):
             raise AssertionError("a streamed tensor starts with nothing else in memory")
+        self._account.make_room()
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
         found = self._look(job, lambda *_: streamed_windows(job, window, self._readers, buffers))
         self._account.release(side_bytes(job) + step_bytes(job))

@@ -6,7 +6,6 @@ import hashlib
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raymerge.output.sentence_modules import MODULES_NAME, module_folders
 from raymerge.output.side_files import RECIPE_NAME
 from raymerge.sizes import format_size
 from raymerge.storage import ObjectInfo, base_name, is_local, join_url, store_for
+from raymerge.storage.crc32 import crc32
 from raymerge.storage.hub_push import (
     Repository,
     Upload,
@@ -226,7 +226,7 @@ def _checked_sha256(path: Path, shard: ShardRecord) -> bytes:
     with path.open("rb", buffering=0) as file, memoryview(buffer) as view:
         while count := file.readinto(buffer):
             sha.update(view[:count])
-            crc = zlib.crc32(view[:count], crc)
+            crc = crc32(view[:count], crc)
     if shard.crc32 is not None and crc != shard.crc32:
         message = f"has checksum {crc:08x}, the manifest says {shard.crc32:08x}"
         raise VerifyError(Problem(subject=shard.file_name, message=message, remedy=_RUN_AGAIN))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from raymerge.output.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 from raymerge.planning.header import PLAN_KEY
 from raymerge.storage import base_name, is_local, join_url, store_for
 from raymerge.storage.base import ObjectInfo, Store
+from raymerge.storage.crc32 import crc32
 
 _CHUNK_BYTES = 8 * 2**20
 _CONCURRENT_SHARDS = 4
@@ -239,19 +239,19 @@ def _check_contents(
 
 def _scan(store: Store, shard: _Shard, expected: int | None, subject: str) -> Iterator[Problem]:
     """One pass over a file: its checksum, and the tensors that hold something not finite."""
-    crc32 = zlib.crc32(shard.header)
+    checksum = crc32(shard.header)
     for spec, offset in shard.entries:
         bad = 0
         for start in range(0, spec.nbytes, _CHUNK_BYTES):
             chunk = bytearray(min(_CHUNK_BYTES, spec.nbytes - start))
             store.read_into(shard.info.url, chunk, offset=offset + start, version=shard.info.version)
-            crc32 = zlib.crc32(chunk, crc32)
+            checksum = crc32(chunk, checksum)
             bad += _count_nonfinite(chunk, spec)
         if bad:
             message = f"tensor {spec.name!r} holds {bad} of {spec.element_count} values that are not finite"
             yield Problem(subject=subject, message=message, remedy="check the inputs for the same tensor")
-    if expected is not None and crc32 != expected:
-        yield _checksum_problem(subject, crc32, expected)
+    if expected is not None and checksum != expected:
+        yield _checksum_problem(subject, checksum, expected)
 
 
 def _count_nonfinite(chunk: bytearray, spec: TensorSpec) -> int:
