@@ -116,7 +116,9 @@ def _stack_of(group: str, members: set[int], known: tuple[Tower, ...]) -> Stack 
     if members != set(range(held)):
         return None
     fitting = [tower for tower in known if _same_kind(group, tower.path) and held - tower.layer_count >= 0]
-    tower = max(fitting, key=lambda tower: tower.layer_count, default=None)
+    tower = max(
+        fitting, key=lambda tower: (_sides(group) == _sides(".".join(tower.path)), tower.layer_count), default=None
+    )
     if tower is None or tower.layer_count == 0 or held - tower.layer_count > _MOST_EXTRA_LAYERS:
         return None
     return Stack(
@@ -135,5 +137,9 @@ def _same_kind(group: str, path: tuple[str, ...]) -> bool:
     for kind in ("vision", "audio"):
         if (kind in of_group) != (kind in of_path):
             return False
-    both = {"encoder", "decoder"}
-    return not (of_group & both and of_path & both) or bool(of_group & of_path & both)
+    sides, of_config = _sides(group), _sides(".".join(path))
+    return not (sides and of_config) or bool(sides & of_config)
+
+
+def _sides(text: str) -> set[str]:
+    return {side for side in ("encoder", "decoder") if side in text}
