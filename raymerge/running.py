@@ -195,7 +195,12 @@ class InlineRunner(Runner):
     def _outcomes(
         self, function: Callable[[P], R], tasks: Sequence[Task[P]], *, on_event: OnEvent, measure: Measure[R]
     ) -> Iterator[Outcome[R]]:
-        return run_inline(function, tasks, on_event=on_event, measure=measure)
+        from raymerge.merging.buffers import drop_idle_buffers
+
+        try:
+            yield from run_inline(function, tasks, on_event=on_event, measure=measure)
+        finally:
+            drop_idle_buffers()
 
 
 class RayRunner(Runner):

@@ -60,6 +60,22 @@ def _map_buffer(nbytes: int) -> Bytes:
     return np.frombuffer(mapping, dtype=np.uint8)
 
 
+_idle_of_nobody: list[Bytes] = []
+_lock = threading.Lock()
+
+
+def _left_behind() -> list[Bytes]:
+    with _lock:
+        found = list(_idle_of_nobody)
+        _idle_of_nobody.clear()
+    return found
+
+
+def drop_idle_buffers() -> None:
+    """Give the buffers that the last task left for the next one back to the system."""
+    _left_behind()
+
+
 class Account:
     """Counts bytes in use against a capacity. Admission is in the order of asking, by one thread.
 
@@ -70,8 +86,19 @@ class Account:
         self._capacity = capacity_bytes
         self._used = 0
         self._taken = 0
-        self._idle: list[Bytes] = []
+        self._idle = _left_behind()
         self._lock = threading.Lock()
+        self.make_room()
+
+    def close(self) -> None:
+        """Leave idle buffers to the next account of this process, or to `drop_idle_buffers`."""
+        with _lock:
+            if not _idle_of_nobody:
+                _idle_of_nobody.extend(self._idle)
+        self._idle = []
+
+    def in_use_bytes(self) -> int:
+        return self._used
 
     def try_acquire(self, nbytes: int) -> bool:
         """Whether `nbytes` were set aside. A request above the capacity is granted when nothing else is in use."""

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,10 @@ from raymerge.storage.crc32 import crc32
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# What lies in memory ready or nearly so, beyond what is being merged, when everything is on a disk: enough that nobody
+# waits, and no more, since a fresh page costs more than the bytes that are copied to it.
+_ENOUGH_AHEAD_BYTES = 64 << 20
 
 # Readers beside the merging threads: enough that the next tensors arrive while these merge. From a disk that is a
 # matter of copying; an object store takes 20 to 200 ms for an answer and gives one connection some 100 MB/s.
@@ -126,7 +130,7 @@ class _Run:
         if any(job.method != COPY for job in task.jobs):
             for _ in range(threads):
                 self._operations.put(open_operations(options.device))
-        near = all(is_local(ref.file.url) for job in task.jobs for ref in job.reads)
+        self._near = near = all(is_local(ref.file.url) for job in task.jobs for ref in job.reads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="raymerge-merge")
         self._readers = ThreadPoolExecutor(
             _DISK_READERS if near else _STORE_READERS, thread_name_prefix="raymerge-read"
@@ -139,6 +143,7 @@ class _Run:
         self._failed = True  # what is still queued has nobody to write it
         self._readers.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
+        self._account.close()
 
     def write_tensors(self) -> dict[str, int]:
         """Write every tensor in file order; returns the count of non-finite results by tensor."""
@@ -165,7 +170,7 @@ class _Run:
                 flying.append(step)
             elif isinstance(step, Chunk) and self._takes_chunk(step.source.nbytes):
                 flying.append(self._readers.submit(self._move, step.source))
-            elif isinstance(step, Batch) and self._account.try_acquire(step.held_bytes):
+            elif isinstance(step, Batch) and self._takes_batch(step, flying):
                 flying.extend(self._begin(step))
             else:
                 return
@@ -176,6 +181,13 @@ class _Run:
             return False
         self._moving_bytes += nbytes
         return True
+
+    def _takes_batch(self, batch: Batch, flying: Sequence[Future[_Merged] | Copy]) -> bool:
+        if self._near and self._account.in_use_bytes() > _ENOUGH_AHEAD_BYTES:
+            unmerged = sum(isinstance(each, Future) and not each.done() for each in flying)
+            if unmerged > self._options.memory.threads:
+                return False
+        return self._account.try_acquire(batch.held_bytes)
 
     def _begin(self, batch: Batch) -> list[Future[_Merged]]:
         """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""

@@ -77,6 +77,7 @@ class _Run:
         self._failed = True
         self._pool.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
+        self._account.close()
 
     def observations(self) -> Iterator[NDArray[Any]]:
         """The array of every job, in order."""
