@@ -10,11 +10,12 @@ from typing import Any
 from raymerge.checkpoint.header import Entry, parse_header
 from raymerge.checkpoint.layout import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from raymerge.checkpoint.locate import Location
-from raymerge.checkpoint.nouns import TensorSpec
+from raymerge.checkpoint.nouns import Checkpoint, TensorSpec
 from raymerge.checkpoint.open import read_checkpoint, read_header
 from raymerge.checkpoint.strict_json import json_object
 from raymerge.dtypes import DType
 from raymerge.errors import NotFoundError, Problem, RaymergeError, VerifyError
+from raymerge.output.load_check import check_load, require_loader
 from raymerge.output.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardRecord, State, parse_manifest
 from raymerge.planning.header import PLAN_KEY
 from raymerge.storage import base_name, is_local, join_url, store_for
@@ -69,16 +70,25 @@ class _Shard:
     metadata: Mapping[str, str]
 
 
-def verify(out_url: str, *, full: bool = False) -> VerifyReport:
+def verify(out_url: str, *, full: bool = False, load: bool = False, trust_remote_code: bool = False) -> VerifyReport:
     """Check the folder at `out_url`. Weights are read where it is local, or with `full`; else headers, sizes and the
-    checksums that the store keeps. Raises StorageError where the folder itself cannot be read.
+    checksums that the store keeps. With `load` transformers builds the model, without its bytes; code of the
+    checkpoint itself runs only with `trust_remote_code`. Raises StorageError where the folder itself cannot be read,
+    UsageError where `load` needs a library that is not there.
     """
+    if load:
+        require_loader()
     store = store_for(out_url)
     found = _Findings()
     infos = {base_name(info.url): info for info in store.list(out_url)}
     manifest = _manifest(store, out_url, infos, found)
     _check_json_files(store, out_url, infos, found)
-    tensor_count = _check_index(out_url, infos, found)
+    checkpoint = _check_index(out_url, infos, found)
+    if load and checkpoint is not None:
+        findings = check_load(checkpoint, trust_remote_code=trust_remote_code)
+        found.checked += findings.checked
+        found.skipped += findings.skipped
+        found.problems += findings.problems
     shards = _read_headers(store, out_url, infos, found)
     if manifest is not None:
         _check_manifest(manifest, infos, shards, out_url, found)
@@ -93,7 +103,7 @@ def verify(out_url: str, *, full: bool = False) -> VerifyReport:
         skipped=tuple(found.skipped),
         problems=tuple(dict.fromkeys(found.problems)),
         shard_count=len(shards),
-        tensor_count=tensor_count,
+        tensor_count=len(checkpoint.tensors) if checkpoint is not None else 0,
         nbytes=sum(shard.info.nbytes for shard in shards.values()),
     )
 
@@ -126,8 +136,8 @@ def _check_json_files(store: Store, out_url: str, infos: Mapping[str, ObjectInfo
     found.checked.append(f"{len(names)} JSON files parse")
 
 
-def _check_index(out_url: str, infos: Mapping[str, ObjectInfo], found: _Findings) -> int:
-    """The index against the headers, as for any input; returns the number of tensors."""
+def _check_index(out_url: str, infos: Mapping[str, ObjectInfo], found: _Findings) -> Checkpoint | None:
+    """The index against the headers, as for any input."""
     if INDEX_NAME not in infos and SINGLE_NAME not in infos:
         message = "is missing; without it loaders find no model"
         found.problems.append(Problem(subject=join_url(out_url, INDEX_NAME), message=message, remedy=_RUN_AGAIN))
@@ -138,12 +148,12 @@ def _check_index(out_url: str, infos: Mapping[str, ObjectInfo], found: _Findings
         raise
     except RaymergeError as error:
         found.problems += error.problems
-        return 0
+        return None
     found.problems += [Problem(subject=out_url, message=note, remedy=_DAMAGED) for note in checkpoint.notes]
     found.checked.append(
         f"index and headers of {len(checkpoint.files)} shards agree on {len(checkpoint.tensors)} tensors"
     )
-    return len(checkpoint.tensors)
+    return checkpoint
 
 
 def _read_headers(store: Store, out_url: str, infos: Mapping[str, ObjectInfo], found: _Findings) -> dict[str, _Shard]:

@@ -13,6 +13,7 @@ from checkpoints import read_tensors
 from tiny_models import FAMILIES, LAYERS, Family, run_tiny, write_tiny
 
 import raymerge
+from raymerge.output.verify import verify
 
 CUTS = ((0, 3), (1, 4))
 KEPT = [layer for first, end in CUTS for layer in range(first, end)]
@@ -70,6 +71,8 @@ def counts(config: dict[str, Any], family: Family) -> list[int]:
 
 
 def load_and_run(load: Callable[..., Any], folder: Path, family: Family) -> Any:
+    report = verify(str(folder), load=True)
+    assert report.ok, report.problems
     model = load(folder, family.auto)
     result = run_tiny(model, family)
     assert result.isfinite().all() if result.is_floating_point() else result.shape[1] >= 2
