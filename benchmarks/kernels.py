@@ -24,6 +24,7 @@ from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import Threshold, TopKeeper, find_thresholds
 from raymerge.dtypes import DType
+from raymerge.merging.scan import SAMPLE_STEP, SAMPLE_TAKE, sampled_values
 
 FIRST_TIES = """
 import time; start = time.process_time()
@@ -88,7 +89,7 @@ def element_type_kernels(operations: Operations, n: int) -> dict[str, Callable[[
 
 def input_kernels(operations: Operations, n: int) -> dict[str, Callable[[], object]]:
     (x,), base = blocks(1, n)
-    (threshold,) = find_thresholds(operations, lambda: iter([[(x, base)]]), [(0, n // 2)], n)
+    (threshold,) = find_thresholds(operations, lambda _sample: iter([[(x, base)]]), [(0, n // 2)], n)
     limits = operations.rank_limits(0.5, 0.15, 4096)
     row = n // 4096 * 4096
     everything = operations.empty_counts(1 << 15, n)
@@ -96,7 +97,6 @@ def input_kernels(operations: Operations, n: int) -> dict[str, Callable[[], obje
     window = operations.empty_counts(6 << 16, n)
     return {
         "count all": lambda: operations.count_magnitudes(x, base, everything, low=0, shift=16),
-        "count a sample": lambda: operations.count_magnitudes(x, base, everything, low=0, shift=16, sample=True),
         "count a window": lambda: operations.count_magnitudes(x, base, window, low=low, shift=0),
         "mask of the largest": lambda: operations.top_mask(x, base, threshold.value, n),
         "count equals": lambda: operations.count_equal(x, base, threshold.value),
@@ -114,10 +114,12 @@ def selection(operations: Operations, n: int) -> dict[str, Callable[[], object]]
     raw = [each.view(np.uint16)[1::2].copy() for each in (x, base)]
     scratch = [np.empty(n, np.float32) for _ in raw]
 
-    def open_blocks() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        for start in range(0, total, n):
+    def open_blocks(sample: bool) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        step = n * (SAMPLE_STEP // SAMPLE_TAKE) if sample else n
+        for start in range(0, total, step):
             for stored, out in zip(raw, scratch, strict=True):
-                operations.decode(stored[start : start + n], DType.BF16, out)
+                block = stored[start : start + step]
+                operations.decode(sampled_values(block, DType.BF16) if sample else block, DType.BF16, out)
             yield [(scratch[0], scratch[1])]
 
     return {
@@ -134,7 +136,7 @@ def combining_kernels(operations: Operations, n: int) -> dict[str, Callable[[], 
         ones, masks = [1.0] * count, [operations.random_mask(k, 0, n, keep_limit(0.5)) for k in range(count)]
         thresholds = find_thresholds(
             operations,
-            lambda x=x, base=base: iter([[(each, base) for each in x]]),
+            lambda _sample, x=x, base=base: iter([[(each, base) for each in x]]),
             [(i, n // 2) for i in range(count)],
             n,
         )

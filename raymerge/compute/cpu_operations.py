@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymerge.compute.operations import (
-    SAMPLE_STEP,
-    SAMPLE_TAKE,
     WEIGHT_ROUNDING,
     Array,
     Buffer,
@@ -137,18 +135,12 @@ class CpuOperations(Operations):
     def read_counts(self, counts: Array) -> NDArray[np.int64]:
         return counts.astype(np.int64)  # type: ignore[no-any-return]
 
-    def count_magnitudes(
-        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
-    ) -> None:
+    def count_magnitudes(self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int) -> int:
         values = self._reuse("magnitudes", x.dtype, kernels.TILE)
         bits = values.view(_BITS[x.dtype])
         if low == 0 and (len(counts) - 1) << shift >= 1 << (8 * x.dtype.itemsize - 1):
-            take = SAMPLE_TAKE if sample else kernels.TILE
-            step = SAMPLE_STEP if sample else kernels.TILE
-            kernels.histogram_high(x, *_base(base, x), bits, values, step, take, shift, counts)
-        else:
-            assert not sample
-            kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts)
+            return int(kernels.histogram_high(x, *_base(base, x), bits, values, shift, counts))
+        return int(kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts))
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         out = _empty(x.size, np.uint8)

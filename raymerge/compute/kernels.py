@@ -282,34 +282,42 @@ def _elect_near_zeros(votes: Any, side: Any, total: Any) -> Any:
 
 
 @jit
-def histogram_high(
-    x: Any, base: Any, has_base: Any, bits: Any, values: Any, step: Any, take: Any, shift: Any, out: Any
-) -> None:
-    """Count |x - base|'s bits >> shift, for the first `take` of every `step` elements (at most TILE of them).
+def histogram_high(x: Any, base: Any, has_base: Any, bits: Any, values: Any, shift: Any, out: Any) -> Any:
+    """Count |x - base|'s bits >> shift; returns how many elements have bits below `shift`.
 
     `values` is scratch of TILE elements and `bits` the same memory as unsigned integers.
     """
     by = bits.dtype.type(shift)
-    for start in range(0, x.size, step):
-        end = min(start + take, x.size)
-        magnitudes(x[start:end], base[start:end], has_base, values[: end - start])
-        for j in range(end - start):
+    below = bits.dtype.type((1 << shift) - 1)
+    fine: Any = 0
+    for start in range(0, x.size, TILE):
+        m = min(TILE, x.size - start)
+        magnitudes(x[start : start + m], base[start : start + m], has_base, values[:m])
+        found = np.int32(0)
+        for j in range(m):
+            found += np.int32((bits[j] & below) != 0)
+        fine += found
+        for j in range(m):
             out[bits[j] >> by] += 1
+    return fine
 
 
 @jit
-def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, low: Any, shift: Any, out: Any) -> None:
+def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, low: Any, shift: Any, out: Any) -> Any:
     """Count (|x - base|'s bits - low) >> shift in the table, and what lies above it in the table's last entry.
 
-    Few elements should fall into the table: they are gathered first, without a branch to predict.
+    Returns how many elements in the table are not at the first pattern of their entry. Few should fall into the table:
+    they are gathered first, without a branch to predict.
     """
     bins = out.size - 1
     found = _aligned(TILE, bits.dtype)
     first = bits.dtype.type(low)
     by = bits.dtype.type(shift)
     last = bits.dtype.type(low + ((bins << shift) - 1))
-    width = bits.dtype.type(bins)
+    width = bits.dtype.type(bins << shift)
+    below = bits.dtype.type((1 << shift) - 1)
     above = np.int64(0)
+    fine: Any = 0
     for start in range(0, x.size, TILE):
         end = min(start + TILE, x.size)
         m = end - start
@@ -317,15 +325,17 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
         over = np.int32(0)
         for j in range(m):
             over += np.int32(bits[j] > last)
-            bits[j] = (bits[j] - first) >> by
+            bits[j] -= first
         above += over
         kept = np.uint32(0)  # unsigned: a signed index would be checked for being negative
         for j in range(m):
             found[kept] = bits[j]
             kept += np.uint32(bits[j] < width)
         for j in range(kept):
-            out[found[j]] += 1
+            out[found[j] >> by] += 1
+            fine += np.int64((found[j] & below) != 0)
     out[bins] += above
+    return fine
 
 
 @jit

@@ -18,7 +18,6 @@ Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguo
 Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element; or a Limit
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
-SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements: a vector's worth from every row of a matrix
 PROBABILITY_FLOOR = 1e-8  # added to probabilities before their logarithm, as the peer does
 VOTE_ROUNDING = 2.0**-48  # a sum of votes below this share of the winning ones is 0 but for rounding
 WEIGHT_ROUNDING = (
@@ -115,14 +114,12 @@ class Operations(ABC):
         """The table as a numpy array."""
 
     @abstractmethod
-    def count_magnitudes(
-        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
-    ) -> None:
+    def count_magnitudes(self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int) -> int:
         """Add to counts[i] the magnitudes |x - base| whose bits, less `low` and shifted down by `shift`, are i.
 
         Bits are read as an unsigned integer, which orders magnitudes, NaN above infinity. Those beyond the table count
-        in its last entry; those under `low` nowhere. `sample` looks at the first SAMPLE_TAKE of every SAMPLE_STEP
-        elements alone; it needs a table of everything.
+        in its last entry; those under `low` nowhere. Returns how many of those in the table have bits that the shift
+        drops: where none has, an entry is one magnitude.
         """
 
     @abstractmethod

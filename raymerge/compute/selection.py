@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 HIGH_BINS = 1 << 15  # a magnitude's highest 16 bits, of which the sign's is 0
 MOST_BINS = 1 << 19  # a table of 2 MiB
 PAGE = 1 << 12  # entries of a table that are added up at a time
-SAMPLE_FROM = 1 << 22  # elements; a sample of fewer leaves more patterns in question than a table has entries
+SAMPLE_FROM = 1 << 18  # elements; a sample of fewer leaves too many patterns in question
 SAMPLE_SIGMAS = 6.0  # neighbouring elements resemble each other: far more than independent draws would need
+# What has to be counted: input, lowest pattern, patterns in an entry (as a shift), entries.
+Table = tuple[int, int, int, int]
 Pair = tuple["Array", "Array | None"]  # a block of one input, and of the base it is taken from
-OpenBlocks = Callable[[], Iterator[Sequence[Pair]]]
+OpenBlocks = Callable[[bool], Iterator[Sequence[Pair]]]  # True: a sample will do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +49,20 @@ def find_thresholds(
     """For each (input, k): where the k largest magnitudes of that input end; k from 1 to the element count.
 
     `open_blocks` gives one pass over the tensor: for each block one pair per input. Of a large tensor a first pass
-    takes a sample, which says where to look; the counts of the second show whether it was right. Two passes over
-    float32 blocks, or four where a sample misled; the result does not depend on it. Twice that over float64.
+    takes a sample, which says where to look; the counts of the second show whether it was right. Elements of 16 bits,
+    and what changes between such, then lie on a grid whose magnitudes each have an entry of their own. Else another
+    pass tells those of one entry apart, and two more correct a sample that misled; the result does not depend on it.
+    Twice that over float64.
     """
     searches = [_Search(input_index, rank, element_count) for input_index, rank in wanted]
     while not all(search.is_done for search in searches):
-        tables: dict[tuple[int, int, int, int, bool], Array] = {}
-        for pairs in open_blocks():
-            _count(operations, pairs, [search for search in searches if not search.is_done], tables)
-        for search in searches:
-            if not search.is_done:
-                search.descend(operations.read_counts(tables[search.table]))
+        going = [search for search in searches if not search.is_done]
+        tables: dict[Table, Array] = {}
+        fine: dict[Table, int] = {}
+        for pairs in open_blocks(all(search.takes_sample for search in going)):
+            _count(operations, pairs, going, tables, fine)
+        for search in going:
+            search.descend(operations.read_counts(tables[search.table]), is_exact=fine[search.table] == 0)
     return tuple(search.threshold() for search in searches)
 
 
@@ -65,17 +70,19 @@ def _count(
     operations: Operations,
     pairs: Sequence[Pair],
     searches: Sequence[_Search],
-    tables: dict[tuple[int, int, int, int, bool], Array],
+    tables: dict[Table, Array],
+    fine: dict[Table, int],
 ) -> None:
-    """Count a block into every table that a search needs, each once."""
+    """Count a block into every table that a search needs, each once; `fine` sums up what count_magnitudes returns."""
     for search in searches:
         search.start(pairs[search.input_index][0])
     for table in dict.fromkeys(search.table for search in searches):
-        input_index, low, shift, bins, sample = table
+        input_index, low, shift, bins = table
         if table not in tables:
             tables[table] = operations.empty_counts(bins, search.element_count)
         x, base = pairs[input_index]
-        operations.count_magnitudes(x, base, tables[table], low=low, shift=shift, sample=sample)
+        found = operations.count_magnitudes(x, base, tables[table], low=low, shift=shift)
+        fine[table] = fine.get(table, 0) + found
 
 
 class _Search:
@@ -88,7 +95,7 @@ class _Search:
         self._bits = 0  # of an element, without the sign; 0 until the first block is seen
         self._low = 0
         self._size = 0  # patterns in the interval
-        self._sample = element_count >= SAMPLE_FROM
+        self.takes_sample = element_count >= SAMPLE_FROM
         self._found: Threshold | None = None
 
     @property
@@ -101,19 +108,21 @@ class _Search:
         return max(0, (-(-self._size // most) - 1).bit_length())
 
     @property
-    def table(self) -> tuple[int, int, int, int, bool]:
-        """What has to be counted next: input, lowest pattern, patterns in an entry (as a shift), entries, sample."""
-        return self.input_index, self._low, self._shift, -(-self._size >> self._shift), self._sample
+    def table(self) -> Table:
+        return self.input_index, self._low, self._shift, -(-self._size >> self._shift)
 
     def start(self, x: Array) -> None:
         if not self._bits:
             self._bits = 8 * x.itemsize - 1
             self._size = 1 << self._bits
 
-    def descend(self, counts: NDArray[np.int64]) -> None:
-        """Narrow the interval by what was counted in it: counts, and in the last entry what lies above."""
+    def descend(self, counts: NDArray[np.int64], *, is_exact: bool) -> None:
+        """Narrow the interval by what was counted in it: counts, and in the last entry what lies above.
+
+        `is_exact`: all elements of an entry have its first pattern.
+        """
         above, inside = int(counts[-1]), counts[:-1]
-        if self._sample:
+        if self.takes_sample:
             self._guess(inside)
         elif self._rank <= above:  # the sample misled
             self._low += self._size
@@ -121,11 +130,11 @@ class _Search:
         elif self._rank > above + int(inside.sum()):
             self._low, self._size = 0, self._low
         else:
-            self._narrow(above, inside)
+            self._narrow(above, inside, is_exact=is_exact)
 
     def _guess(self, sampled: NDArray[np.int64]) -> None:
         """The entries between which the rank lies all but certainly."""
-        self._sample = False
+        self.takes_sample = False
         drawn = int(sampled.sum())
         share = self._rank / self.element_count
         margin = SAMPLE_SIGMAS * (share * (1 - share) / drawn) ** 0.5
@@ -136,14 +145,14 @@ class _Search:
         self._low = (len(sampled) - 1 - lowest) * width
         self._size = (lowest - highest + 1) * width
 
-    def _narrow(self, above: int, inside: NDArray[np.int64]) -> None:
+    def _narrow(self, above: int, inside: NDArray[np.int64], *, is_exact: bool) -> None:
         entry, higher = _entry_of(self._rank - above, inside)
         higher += above
         equal = int(inside[entry])
         shift = self._shift
         self._low += entry << shift
         self._size = 1 << shift
-        if shift == 0:
+        if shift == 0 or is_exact:
             self._found = Threshold(
                 value=_from_bits(self._low, self._bits), keep_equal=self._rank - higher, equal=equal
             )

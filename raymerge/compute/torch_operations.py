@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from raymerge.compute.operations import (
     PROBABILITY_FLOOR,
-    SAMPLE_STEP,
-    SAMPLE_TAKE,
     VOTE_ROUNDING,
     WEIGHT_ROUNDING,
     Array,
@@ -109,14 +107,12 @@ class TorchOperations(Operations):
         table: NDArray[np.int64] = counts.cpu().numpy()
         return table
 
-    def count_magnitudes(
-        self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int, sample: bool = False
-    ) -> None:
+    def count_magnitudes(self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int) -> int:
         bits = _bits(_magnitudes(x, base))
-        if sample:
-            bits = bits[torch.arange(len(bits), device=self._device) % SAMPLE_STEP < SAMPLE_TAKE]
-        places = ((bits[bits >= low] - low) >> shift).clamp(max=len(counts) - 1)
+        above_low = bits[bits >= low] - low
+        places = (above_low >> shift).clamp(max=len(counts) - 1)
         counts += torch.bincount(places, minlength=len(counts))
+        return int(((places < len(counts) - 1) & (above_low & ((1 << shift) - 1) != 0)).sum()) if shift else 0
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         magnitude = _magnitudes(x, base)

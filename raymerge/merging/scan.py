@@ -16,6 +16,8 @@ from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import store_for
 
+SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements
+
 Bytes = Any  # a 1-D uint8 numpy array
 Range = tuple[int, int]  # elements [start, end)
 LoadWindow = Callable[[Range], Sequence[Bytes]]
@@ -73,17 +75,29 @@ class Scanner:
             for first, last in cut(end - start, unit):
                 yield self._block(start, first, last, raw)
 
+    def sample(self) -> Iterator[Block]:
+        """The first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix."""
+        stride = (
+            1 if any(ref.steps for ref in self.job.refs) else SAMPLE_STEP // SAMPLE_TAKE
+        )  # steps need room by block
+        for (start, end), raw in self.windows(False):
+            for first, last in cut(end - start, self.block_elements * stride):
+                yield self._block(start, first, last, raw, sampled=True)
+
     @property
     def is_wide(self) -> bool:
         return any(ref.spec.dtype is DType.F64 for ref in self.job.refs)
 
-    def _block(self, window_start: int, first: int, last: int, raw: Sequence[Bytes]) -> Block:
+    def _block(self, window_start: int, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
+        count = _sampled_count(last - first) if sampled else last - first
         arrays = []
         self.steps = self.steps or open_steps(self.job.refs)
         for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
             dtype, stored = self._stored(position, ref, data, (window_start, first, last))
-            out = self._scratch[position][: last - first] if position < len(self._scratch) else None
-            if out is not None and len(out) < last - first:
+            if sampled:
+                stored = sampled_values(stored, dtype)
+            out = self._scratch[position][:count] if position < len(self._scratch) else None
+            if out is not None and len(out) < count:
                 out = None
             decoded = self.operations.decode(stored, dtype, out, wide=self.is_wide)
             if out is None:
@@ -92,7 +106,7 @@ class Scanner:
         has_base = self.job.base is not None
         return Block(
             start=window_start + first,
-            count=last - first,
+            count=count,
             x=tuple(arrays[1:] if has_base else arrays),
             base=arrays[0] if has_base else None,
             operations=self.operations,
@@ -112,6 +126,20 @@ class Scanner:
             self._scratch[position] = decoded
         else:
             self._scratch.append(decoded)
+
+
+def sampled_values(stored: Any, dtype: DType) -> Any:
+    """Stored elements as unsigned integers: the first SAMPLE_TAKE of every SAMPLE_STEP."""
+    import numpy as np
+
+    values = np.frombuffer(stored, f"u{dtype.bits // 8}")
+    whole = len(values) // SAMPLE_STEP * SAMPLE_STEP
+    rows = values[:whole].reshape(-1, SAMPLE_STEP)[:, :SAMPLE_TAKE]
+    return np.concatenate((rows.ravel(), values[whole : whole + SAMPLE_TAKE]))
+
+
+def _sampled_count(count: int) -> int:
+    return count // SAMPLE_STEP * SAMPLE_TAKE + min(SAMPLE_TAKE, count % SAMPLE_STEP)
 
 
 def held_windows(job: TensorJob, raw: Sequence[Bytes]) -> Iterator[tuple[Range, Sequence[Bytes]]]:

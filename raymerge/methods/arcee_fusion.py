@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import floor
 
-from raymerge.compute.selection import Pair, find_thresholds
+from raymerge.compute.selection import OpenBlocks, Pair, find_thresholds
 from raymerge.methods.declaration import Array, Base, Combine, Values, merge_method
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.state import row_count, tables
@@ -46,7 +46,7 @@ def arcee_fusion(inputs: Inputs) -> Combine:
         rows = factors[block.start // length : (block.start + block.count) // length]
         return block.operations.row_scaled_magnitudes(block.x[0], block.base, rows, length)
 
-    def importances() -> Iterator[Sequence[Pair]]:
+    def importances(_sample: bool) -> Iterator[Sequence[Pair]]:  # needs whole rows: everything is the sample
         for block in inputs.scan(rows=True):
             yield [(importance(block), None)]
 
@@ -62,9 +62,7 @@ def arcee_fusion(inputs: Inputs) -> Combine:
     return combine
 
 
-def _quantiles(
-    inputs: Inputs, open_blocks: Callable[[], Iterator[Sequence[Pair]]], shares: Sequence[float]
-) -> list[float]:
+def _quantiles(inputs: Inputs, open_blocks: OpenBlocks, shares: Sequence[float]) -> list[float]:
     """The values at places floor(share * (n - 1)) of their order."""
     n = inputs.element_count
     ranks = [n - floor(share * (n - 1)) for share in shares]  # from the largest, which is rank 1

@@ -50,6 +50,7 @@ class Inputs:
     has_base: bool
     operations: Operations
     open_scan: Callable[[bool], Iterator[Block]] = field(repr=False)
+    open_sample: Callable[[], Iterator[Block]] | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -79,3 +80,7 @@ class Inputs:
         not depend on the block size.
         """
         return self.open_scan(rows)
+
+    def sample(self) -> Iterator[Block]:
+        """One pass over a fixed share of the tensor's elements, or all of them. The blocks' starts mean nothing."""
+        return self.open_sample() if self.open_sample is not None else self.open_scan(False)

@@ -52,8 +52,8 @@ def _select(inputs: Inputs, share: float) -> Callable[[], Select]:
     if count <= 0:
         return lambda: lambda block: block.operations.no_mask(block.count)
 
-    def spreads() -> Iterator[Sequence[Pair]]:
-        for block in inputs.scan():
+    def spreads(sample: bool) -> Iterator[Sequence[Pair]]:
+        for block in inputs.sample() if sample else inputs.scan():
             yield [(block.operations.spread(block.x), None)]
 
     (threshold,) = find_thresholds(inputs.operations, spreads, [(0, count)], inputs.element_count)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from raymerge.compute.operations import Mask
 from raymerge.compute.random_bits import keep_limit
-from raymerge.compute.selection import Pair, Threshold, TopKeeper, find_thresholds, kept_count
+from raymerge.compute.selection import OpenBlocks, Pair, Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
 from raymerge.methods.declaration import Array, Combine, Parameter
 from raymerge.methods.inputs import Block, Inputs
@@ -31,9 +31,9 @@ def rescale(default: bool) -> Parameter:
     return Parameter(name="rescale", kind=bool, default=default, help="scale up what is kept to make up for the rest")
 
 
-def block_pairs(inputs: Inputs) -> Callable[[], Iterator[Sequence[Pair]]]:
-    def open_blocks() -> Iterator[Sequence[Pair]]:
-        for block in inputs.scan():
+def block_pairs(inputs: Inputs) -> OpenBlocks:
+    def open_blocks(sample: bool) -> Iterator[Sequence[Pair]]:
+        for block in inputs.sample() if sample else inputs.scan():
             yield [(x, block.base) for x in block.x]
 
     return open_blocks
