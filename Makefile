@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
 
-.PHONY: help venv demo test test-slow lint format bench clean
+.PHONY: help venv demo test test-slow test-faults lint format bench clean
 
 help:
 	@echo "make demo       merge three small generated checkpoints on a local Ray, into demo/"
 	@echo "make test       run every test that takes less than a minute"
 	@echo "make test-slow  run the others"
+	@echo "make test-faults  merge between objects under 200 random schedules of faults"
 	@echo "make lint       ruff (lint and format) and mypy"
 	@echo "make format     let ruff rewrite the sources"
 	@echo "make bench      time raymerge on generated checkpoints (see benchmarks/)"
@@ -43,6 +44,9 @@ test: $(VENV)/.test-stamp
 
 test-slow: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.test-stamp
+	$(BIN)/python -m pytest -s tests/storage/test_fault_schedules.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .

@@ -89,11 +89,12 @@ class Limiter:
     def throttled(self, seconds: float = 0.0) -> None:
         """Note a throttled request that began `seconds` ago.
 
-        Requests that were under way together are throttled together: that is one signal, not one for each.
+        Requests that were under way together are throttled together: that is one signal, not one for each. One that
+        began after the last cut says that it was not enough.
         """
         with self._condition:
             now = time.monotonic()
-            if now - max(seconds, 1.0) > self._last_cut:
+            if now - seconds > self._last_cut:
                 self._last_cut = now
                 self._is_probing = False
                 self.limit = max(1.0, self.limit / 2)

@@ -25,11 +25,14 @@ CONNECTIONS = COPIES + 64
 # A copy is silent until it is done: one that takes long says that the store has enough of them.
 SLOW_COPY_SECONDS = 10.0
 
+_NEW_SECONDS = 10.0
+
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
               "RequestLimitExceeded", "RequestThrottled", "BandwidthLimitExceeded", "ServiceUnavailable"}  # fmt: skip
 _AGAIN = {"InternalError", "RequestTimeout", "BadDigest", "IncompleteBody", "OperationAborted", "InternalServerError",
           "ConditionalRequestConflict", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}  # fmt: skip
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
+_NO_REASON = "400"  # the answer to a HEAD has no body that says why
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "NoAuthTokenError",
                    "CredentialRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "LoginRefreshRequired",
                    "LoginTokenLoadError")  # fmt: skip
@@ -52,6 +55,7 @@ class _Clients:
         self._lock = threading.Lock()
         self._client: Any = None
         self._environment = ""
+        self._keys: Any = None
         self._made_at = 0.0
 
     def current(self) -> Any:
@@ -62,16 +66,19 @@ class _Clients:
             return self._client
 
     def renew(self, used: Any) -> bool:
-        """Load credentials again, unless `used` had just done so. Says whether another try makes sense."""
+        """Load credentials again, unless another thread has. Says whether another try makes sense.
+
+        It does with other keys, and once with the same: a request that was held up for long has expired by itself.
+        """
         with self._lock:
-            if used is self._client:
-                if time.monotonic() - self._made_at < 10.0:
-                    return False
-                self._make(_environment())
-            return True
+            if used is not self._client:
+                return True
+            keys, is_new = self._keys, time.monotonic() - self._made_at < _NEW_SECONDS
+            self._make(_environment())
+            return not is_new or self._keys != keys
 
     def _make(self, environment: str) -> None:
-        self._client = _new_client()
+        self._client, self._keys = _new_client()
         self._environment = environment
         self._made_at = time.monotonic()
 
@@ -89,7 +96,8 @@ def _environment() -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _new_client() -> Any:
+def _new_client() -> tuple[Any, Any]:
+    """A client, and the keys that it signs with at first; None where it signs nothing."""
     import botocore.session
     from botocore import UNSIGNED
 
@@ -98,14 +106,15 @@ def _new_client() -> Any:
         # Many workers that start at once on one node are throttled by its metadata service, which one try would take
         # for a node without a role.
         session.set_config_variable("metadata_service_num_attempts", 3)
-        unsigned = session.get_credentials() is None  # public buckets need none
-        options: dict[str, Any] = {"signature_version": UNSIGNED} if unsigned else {}
+        credentials = session.get_credentials()  # public buckets need none
+        keys = credentials.get_frozen_credentials() if credentials is not None else None
+        options: dict[str, Any] = {"signature_version": UNSIGNED} if credentials is None else {}
         style = session.get_scoped_config().get("s3", {}).get("addressing_style")
         client = session.create_client("s3", config=_config(style, options))
         if style is None and "amazonaws.com" not in client.meta.endpoint_url:
             # bucket.minio.internal rarely resolves: other servers are asked by path unless the profile says otherwise
             client = session.create_client("s3", config=_config("path", options))
-        return client
+        return client, keys
 
 
 def _config(style: str | None, options: dict[str, Any]) -> Any:
@@ -167,9 +176,9 @@ def _service_error(error: Any, url: str, client: Any, version: str) -> Exception
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     text = redact(str(error.response.get("Error", {}).get("Message", "")))
     reason = f"{status} {code}: {text}" if code != str(status) else f"{status} {text}"
+    if (code in _EXPIRED or code == _NO_REASON) and _clients.get().renew(client):
+        return Again(reason)
     if code in _EXPIRED:
-        if _clients.get().renew(client):
-            return Again(reason)
         return AccessError(
             Problem(subject=redact(url), message=f"the credentials have expired ({code})", remedy="renew them")
         )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import random
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
-from s3_server import S3Server, s3_env
+from s3_server import NEXT_KEY, S3Server, s3_env, write_keys
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
-from raymerge.storage import CopyRange, join_url, s3_client, s3_writer, store_for, traffic, transfer
+from raymerge.storage import CopyRange, join_url, retry, s3, s3_client, s3_writer, store_for, traffic, transfer
+from raymerge.storage.process import PerProcess
+from raymerge.storage.retry import Limiter
 from raymerge.storage.s3 import list_uploads
 from raymerge.storage.s3_client import parse_s3_url
 from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, S3Writer, buffered_bytes, part_bytes
@@ -25,10 +28,15 @@ SMALL = DATA[: 6 * MIB + 11]  # several of the parts that faulty stores get
 
 
 @pytest.fixture
-def proxy(s3_process: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(
+    s3_process: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FaultProxy]:
     """A server that can be broken, and parts so small that MB-sized objects have several."""
     monkeypatch.setattr(s3_writer, "PART_BYTES", SMALLEST_PART_BYTES)
     monkeypatch.setattr(transfer, "PART_BYTES", 2 * MIB)
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("fault") in ("silent", "stalled"):
+        monkeypatch.setattr(s3_client, "READ_TIMEOUT_SECONDS", 0.4)
     with start_proxy(s3_process.endpoint) as proxy, s3_env(s3_process, AWS_ENDPOINT_URL=proxy.endpoint):
         yield proxy
 
@@ -237,7 +245,7 @@ def test_each_fault_alone_changes_nothing(s3_process: S3Server, proxy: FaultProx
     assert list_uploads(folder) == []
 
 
-@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", "error_in_200", "damaged", "lost"}))
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", "error_in_200", "damaged", "lost", "expired"}))
 def test_a_fault_that_stays_is_an_error(s3_process: S3Server, proxy: FaultProxy, fault: Fault):
     url = join_url(s3_process.folder(), "model.bin")
     version = put(url, SMALL)
@@ -258,26 +266,57 @@ def test_a_write_that_cannot_succeed_leaves_no_object(s3_process: S3Server, prox
         store_for(url).info(url)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_random_faults_give_right_bytes_or_an_error(s3_process: S3Server, proxy: FaultProxy, seed: int):
-    proxy.slow_seconds = 0.02
-    folder = s3_process.folder()
-    url = join_url(folder, "model.bin")
-    data = DATA[seed : seed + 6 * MIB]
-    proxy.break_at_random(seed=seed, rate=0.25)
-    try:
-        version = put(url, data)
-        buffer = bytearray(len(data))
+def test_concurrency_falls_when_the_store_throttles_and_rises_again(
+    s3_process: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+):
+    """The store's side of it: how many requests it sees at once."""
+    limiter = Limiter(16)
+    monkeypatch.setattr(s3_client, "read_limiter", PerProcess(lambda: limiter))
+    monkeypatch.setattr(s3, "read_limiter", s3_client.read_limiter)
+    monkeypatch.setattr(retry, "PATIENCE", retry.Patience(tries=50, first_wait_seconds=0.05, longest_wait_seconds=0.2))
+    url = join_url(s3_process.folder(), "model.bin")
+    version = put(url, DATA)
+    buffer = bytearray(len(DATA))
+
+    def most_at_once() -> int:
+        proxy.reset_counts()
         store_for(url).read_into(url, buffer, offset=0, version=version)
-        assert buffer == data
-    except TransientStorageError:
-        pass
-    proxy.break_at_random(seed=seed, rate=0.0)
-    store = store_for(url)
-    store.clean(folder, names=("model.bin",))
+        assert buffer == DATA
+        return proxy.most_running
+
+    monkeypatch.setattr(transfer, "PART_BYTES", 256 << 10)  # 84 requests
+    proxy.break_at_random(seed=0, rate=1.0, faults=("slow",))
+    proxy.slow_seconds = 0.02
+    assert most_at_once() == 16
+    proxy.capacity = 4
+    deadline = time.monotonic() + 30
+    while limiter.limit >= 6:
+        most_at_once()
+        assert time.monotonic() < deadline
+    proxy.broken.clear()
+    assert most_at_once() <= 6
+    assert proxy.broken["slowdown"] < 20  # of 84
+    proxy.capacity = 0
+    while limiter.limit < 16:
+        most_at_once()
+        assert time.monotonic() < deadline
+    assert most_at_once() == 16
+
+
+def test_a_copy_that_fails_behind_a_200_is_an_error(s3_process: S3Server, proxy: FaultProxy):
+    """S3 answers 200 before it has copied; a failure then stands in the body."""
+    folder = s3_process.folder()
+    source, url = join_url(folder, "source.bin"), join_url(folder, "copy.bin")
+    version = put(source, SMALL)
+    proxy.break_at_random(seed=1, rate=1.0, faults=("error_in_200",))
+    proxy.broken.clear()
+    with store_for(url).create(url, nbytes=len(SMALL)) as writer:
+        writer.copy(CopyRange(url=source, offset=0, nbytes=len(SMALL), version=version))
+        with pytest.raises(TransientStorageError, match="failed 3 times"):
+            writer.commit()
+    assert proxy.broken["error_in_200"] == 3
+    proxy.break_at_random(seed=1, rate=0.0)
     assert list_uploads(folder) == []
-    if found := store.list(folder):
-        assert store.read(found[0].url, max_bytes=len(data)) == data
 
 
 def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
@@ -289,30 +328,47 @@ def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
     assert proxy.bytes_down == len(SMALL)
 
 
-def test_expired_credentials_are_loaded_again_once(s3: S3Server, monkeypatch):
-    from botocore.exceptions import ClientError
+@pytest.fixture
+def keys(s3_process: S3Server, tmp_path: Path, proxy: FaultProxy) -> Iterator[Path]:
+    """The file in which this process finds its keys, and which somebody else may rewrite."""
+    path = tmp_path / "credentials"
+    write_keys(path, s3_process.access_key, s3_process.secret_key)
+    with s3_env(s3_process, keys=path, AWS_ENDPOINT_URL=proxy.endpoint):
+        yield path
 
-    url = join_url(s3.folder(), "model.bin")
-    put(url, b"x")
-    error = ClientError({"Error": {"Code": "ExpiredToken"}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "GetObject")
-    used = s3_client.current_client()
-    clients = []
 
-    def operation(client: object) -> str:
-        clients.append(client)
-        if client is used:
-            raise error
-        return "fine"
+def test_credentials_that_expire_are_loaded_again(s3_process: S3Server, proxy: FaultProxy, keys: Path):
+    """Whatever is asked first then: a range, an object's size (whose answer gives no reason), a part of an upload."""
+    folder = s3_process.folder()
+    url = join_url(folder, "model.bin")
+    version = put(url, SMALL)
+    buffer = bytearray(len(SMALL))
+    asks = {
+        "GET": lambda: store_for(url).read_into(url, buffer, offset=0, version=version),
+        "HEAD": lambda: store_for(url).info(url),
+        "PUT": lambda: put(join_url(folder, "second.bin"), SMALL),
+    }
+    used, other = (s3_process.access_key, s3_process.secret_key), NEXT_KEY
+    for ask in asks.values():
+        proxy.expire(used[0], then=lambda other=other: write_keys(keys, *other))
+        ask()
+        proxy.forgive(used[0])
+        used, other = other, used
+    assert proxy.broken["expired"] >= len(asks)
+    assert buffer == SMALL
+    assert store_for(folder).read(join_url(folder, "second.bin"), max_bytes=len(SMALL)) == SMALL
 
-    def call() -> str:
-        return s3_client.call(operation, url=url, limiter=s3_client.read_limiter.get())
 
-    monkeypatch.setattr(s3_client._clients.get(), "_made_at", -1e9)
-    assert call() == "fine"
-    assert len(clients) == 2
-    used = s3_client.current_client()  # made a moment ago: loading again would find the same
+def test_credentials_that_stay_expired_are_an_error(s3_process: S3Server, proxy: FaultProxy, keys: Path):
+    url = join_url(s3_process.folder(), "model.bin")
+    version = put(url, SMALL)
+    proxy.expire(s3_process.access_key)
+    proxy.reset_counts()
+    with pytest.raises(AccessError, match=r"credentials have expired \(ExpiredToken\); renew them"):
+        store_for(url).read_into(url, bytearray(MIB), offset=0, version=version)
+    assert proxy.requests.total() == 1
     with pytest.raises(AccessError, match="credentials have expired"):
-        call()
+        put(url, SMALL)
 
 
 def test_no_credentials_means_an_unsigned_request(s3: S3Server, monkeypatch):

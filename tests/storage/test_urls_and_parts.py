@@ -171,8 +171,10 @@ def test_concurrency_falls_on_throttling_and_rises_again():
 
     attempt(once, url="x", limiter=limiter, patience=FAST)
     assert 16 <= limiter.limit < 17
-    limiter.throttled()  # of the same moment: one signal
+    limiter.throttled(5.0)  # began before that: one signal
     assert limiter.limit >= 16
+    limiter.throttled()  # began after it
+    assert 8 <= limiter.limit < 9
     for _ in range(2000):
         attempt(lambda: None, url="x", limiter=limiter)
     assert limiter.limit == 32

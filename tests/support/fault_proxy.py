@@ -4,6 +4,8 @@
         proxy.inject("cut", "reset")              # the next requests fail so, in this order
         proxy.break_at_random(seed=7, rate=0.2)   # then every fifth fails somehow, always the same ones for a seed
         proxy.bytes_per_second = 50e6             # of answers, all connections together
+        proxy.capacity = 4                        # 503 for a request that is one more than so many at once
+        proxy.expire("KEY", after=20, then=f)     # from the 20th request on, KEY's are refused; then f is called
 
 The faults are what stores and networks are seen to do; `Fault` lists them.
 """
@@ -15,12 +17,13 @@ import contextlib
 import http.client
 import random
 import re
+import select
 import socket
 import struct
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,13 +42,17 @@ Fault = Literal[
     "whole",  # the range is ignored: 200 and as many bytes as the object has (zeros: nobody may use them)
     "elsewhere",  # a 206 of another range, as long as the one asked for
     "slow",  # the answer comes late
+    "silent",  # no answer, and the connection stays open
+    "stalled",  # half of the body, then nothing more, and the connection stays open
     "error_in_200",  # CompleteMultipartUpload or a copy: 200 with an error as its body, not forwarded
     "damaged",  # one byte of the request's body is changed on the way
 ]
+Refusal = Literal["slowdown", "expired"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 # What makes sense for a request; a fault drawn for another kind of request passes it on unharmed.
 _ONLY: dict[str, Callable[[BaseHTTPRequestHandler], bool]] = {
     "cut": lambda request: request.command == "GET",
+    "stalled": lambda request: request.command == "GET",
     "short": lambda request: request.command == "GET" and "Range" in request.headers,
     "elsewhere": lambda request: request.command == "GET" and "Range" in request.headers,
     "whole": lambda request: request.command == "GET" and "Range" in request.headers,
@@ -60,8 +67,10 @@ _STATUS = {
     "internal": (500, "InternalError"),
     "bad_gateway": (502, ""),
     "error_in_200": (200, "InternalError"),
+    "expired": (400, "ExpiredToken"),
 }
 _BLOCK = 256 << 10
+_LONGEST_SILENCE_SECONDS = 60
 
 
 class FaultProxy:
@@ -69,6 +78,8 @@ class FaultProxy:
         self.upstream = urllib.parse.urlsplit(upstream)
         self.bytes_per_second = 0.0
         self.slow_seconds = 0.3
+        self.capacity = 0
+        self.running = self.most_running = 0
         self.requests: collections.Counter[str] = collections.Counter()
         self.broken: collections.Counter[str] = collections.Counter()
         self.bytes_down = 0
@@ -79,8 +90,11 @@ class FaultProxy:
         self._faults: tuple[Fault, ...] = FAULTS
         self._random = random.Random(0)
         self._free_at = 0.0
+        self._expiring: tuple[str, int, Callable[[], object]] | None = None
+        self._expired: set[str] = set()
         self._server = ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"proxy": self}))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # clients that reset their connections
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         self.endpoint = f"http://{host}:{self._server.server_address[1]}"
 
@@ -93,8 +107,36 @@ class FaultProxy:
         with self._lock:
             self._random, self._rate, self._faults = random.Random(seed), rate, faults
 
+    def expire(self, key: str, *, after: int = 0, then: Callable[[], object] = lambda: None) -> None:
+        """Refuse what `key` has signed, from the request with number `after` on; before, `then` is called."""
+        with self._lock:
+            self._expiring = key, after, then
+
+    def forgive(self, key: str) -> None:
+        with self._lock:
+            self._expired.discard(key)
+
+    def refused(self, request: BaseHTTPRequestHandler) -> Refusal | None:
+        """Why a request is refused whatever the faults are."""
+        with self._lock:
+            if self._expiring is not None and self.requests.total() >= self._expiring[1]:
+                key, _, then = self._expiring
+                then()
+                self._expired.add(key)
+                self._expiring = None
+            signed = re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", ""))
+            fault: Refusal | None = None
+            if signed and signed[1] in self._expired:
+                fault = "expired"
+            elif self.capacity and self.running > self.capacity:
+                fault = "slowdown"
+            if fault:
+                self.broken[fault] += 1
+            return fault
+
     def reset_counts(self) -> None:
         with self._lock:
+            self.most_running = 0
             self.requests.clear()
             self.broken.clear()
             self.bytes_down = self.bytes_up = 0
@@ -113,6 +155,18 @@ class FaultProxy:
             if fault:
                 self.broken[fault] += 1
             return fault
+
+    @contextlib.contextmanager
+    def in_service(self) -> Iterator[None]:
+        """Count a request among those that are answered at the same time."""
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.running -= 1
 
     def carry(self, *, down: int = 0, up: int = 0) -> None:
         """Count bytes, and wait as long as they take at `bytes_per_second`."""
@@ -150,16 +204,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        fault = self.proxy.draw(self)
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.proxy.carry(up=len(body))
-        with contextlib.suppress(ConnectionError):
-            if fault in _STATUS:
-                self._refuse(*_STATUS[fault])
-            elif fault == "reset":
-                self._reset()
-            else:
-                self._forward(fault, body)
+        with self.proxy.in_service():
+            fault = self.proxy.draw(self)
+            refused = self.proxy.refused(self)
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.proxy.carry(up=len(body))
+            with contextlib.suppress(ConnectionError):
+                self._answer(refused or fault, body)
+
+    def _answer(self, fault: str | None, body: bytes) -> None:
+        if fault in _STATUS:
+            self._refuse(*_STATUS[fault])
+        elif fault == "reset":
+            self._reset()
+        elif fault == "silent":
+            self._wait_for_the_end()
+        else:
+            self._forward(fault, body)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 (http.server's names)
 
@@ -177,7 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
-    def _forward(self, fault: Fault | None, body: bytes) -> None:
+    def _wait_for_the_end(self) -> None:
+        """Say nothing until the client has had enough."""
+        select.select([self.connection], [], [], _LONGEST_SILENCE_SECONDS)
+        self.close_connection = True
+
+    def _forward(self, fault: str | None, body: bytes) -> None:
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
         if fault == "damaged":
             body = body[:-1] + bytes([body[-1] ^ 1])
@@ -195,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
 
-    def _pass_on(self, answer: http.client.HTTPResponse, fault: Fault | None) -> None:
+    def _pass_on(self, answer: http.client.HTTPResponse, fault: str | None) -> None:
         status, headers = answer.status, answer.headers
         blocks: list[bytes] = []
         if headers.get("Content-Length") is None and self.command != "HEAD":
@@ -219,7 +285,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
-            self._pass_body(answer, blocks, length // 2 if fault == "cut" else length)
+            self._pass_body(answer, blocks, length // 2 if fault in ("cut", "stalled") else length)
+        if fault == "stalled":
+            self._wait_for_the_end()
         if fault == "cut":
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 READY_SECONDS = 60
+NEXT_KEY = ("next-access", "next-secret")  # the owner's too: what an expired key is replaced by
 
 
 def free_ports(count: int) -> list[int]:
@@ -126,7 +127,9 @@ def start_s3(folder: Path, *, host: str = "127.0.0.1", launcher: tuple[str, ...]
                 "identities": [
                     {
                         "name": "owner",
-                        "credentials": [{"accessKey": access, "secretKey": secret}],
+                        "credentials": [
+                            {"accessKey": key, "secretKey": word} for key, word in ((access, secret), NEXT_KEY)
+                        ],
                         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
                     },
                     {
@@ -205,19 +208,34 @@ def _fault(server: S3Server) -> Exception | None:
     return None
 
 
+def write_keys(path: Path, access_key: str, secret_key: str) -> None:
+    """A credentials file; it appears whole, also where one is replaced."""
+    new = path.with_suffix(".new")
+    new.write_text(f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n")
+    new.replace(path)
+
+
 @contextlib.contextmanager
-def s3_env(server: S3Server, **changes: str) -> Iterator[None]:
-    """This process reaches `server` while entered; no profile of the user's plays a part."""
-    values = {**server.env, "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **changes}
-    old = {name: os.environ.get(name) for name in [*values, "AWS_PROFILE", "AWS_SESSION_TOKEN"]}
-    for name in old:
-        os.environ.pop(name, None)
-    os.environ.update(values)
+def s3_env(server: S3Server, *, keys: Path | None = None, **changes: str) -> Iterator[None]:
+    """This process reaches `server` while entered; no profile of the user's plays a part.
+
+    `keys` is a credentials file, see `write_keys`; without one the environment tells the keys.
+    """
+    values: dict[str, str | None] = {**server.env, **changes, "AWS_CONFIG_FILE": os.devnull}
+    values |= {"AWS_PROFILE": None, "AWS_SESSION_TOKEN": None, "AWS_SHARED_CREDENTIALS_FILE": str(keys or os.devnull)}
+    if keys is not None:
+        values |= {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+    old = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(old)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
