@@ -15,7 +15,7 @@ from raymerge.planning.stack import Anatomy, dissect
 from raymerge.recipe.nouns import ModelReference, Module, Recipe, Settings, Slice, Source
 from raymerge.recipe.settings import varies_over_layers
 
-_WHOLE_MODEL = "default"  # the name recipes give the only module of a model that has no parts
+WHOLE_MODEL = "default"  # the name recipes give the only module of a model that has no parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Binder:
             )
 
     def _module(self, module: Module) -> BoundModule | None:
-        if module.prefix == _WHOLE_MODEL and not self._has_tensors_under(module.prefix):
+        if module.prefix == WHOLE_MODEL and not self._has_tensors_under(module.prefix):
             module = replace(module, prefix="")
         self._check_prefix(module)
         if module.models:

@@ -14,10 +14,11 @@ from raymerge.errors import PlanError, Problem
 from raymerge.methods import all_methods
 from raymerge.methods.declaration import Method
 from raymerge.methods.extension import origin_of
-from raymerge.planning.binding import Binder, BoundModule, model_references, parameter_levels
+from raymerge.planning.binding import WHOLE_MODEL, Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
 from raymerge.planning.garbage import without_collection
 from raymerge.planning.jobs import JobMaker, Rules, is_head, is_kept
+from raymerge.planning.layouts import Layouts, align_layouts
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
 from raymerge.planning.nouns import Plan, ShardTask, TensorJob
@@ -68,10 +69,15 @@ def build_plan(
     if method is None:
         raise PlanError(*problems.all())
     warnings = [*known_warnings, *check_names(method, parameter_levels(recipe), all_methods(), problems)]
+    layouts = _layouts(recipe, opened)
+    opened = layouts.checkpoints
+    for problem in layouts.problems:
+        problems.add(problem)
     binder = Binder(recipe=recipe, method=method, opened=opened, problems=problems)
     modules = binder.modules()
     ledger = Ledger()
-    maker = JobMaker(rules=Rules.of(recipe, method, options.random_seed), ledger=ledger, problems=problems)
+    rules = Rules.of(recipe, method, options.random_seed)
+    maker = JobMaker(rules=rules, ledger=ledger, problems=problems, layouts=layouts)
     placed = _place_jobs(modules, maker)
     complete = len(opened) == len(model_references(recipe)) and len(modules) == len(recipe.modules)
     if complete and not problems:
@@ -137,6 +143,13 @@ def _method(recipe: Recipe, problems: Problems) -> Method | None:
     problems.add(Problem(subject="merge_method", message=f"found {recipe.merge_method}", remedy=remedy, line=line))
     likely = suggest(recipe.merge_method, known)
     return known[likely] if likely is not None else None
+
+
+def _layouts(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> Layouts:
+    """Models read as the base, else the first one, names things; modules name the tensors that they mean themselves."""
+    if any(module.prefix not in ("", WHOLE_MODEL) for module in recipe.modules):
+        return Layouts(checkpoints=opened)
+    return align_layouts(opened, recipe.base_model)
 
 
 def _unknown_code(method: Method, recipe: Recipe) -> Problem:

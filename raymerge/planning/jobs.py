@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,6 +13,7 @@ from raymerge.dtypes import DType
 from raymerge.errors import Problem
 from raymerge.methods.declaration import Method
 from raymerge.methods.extension import origin_of
+from raymerge.planning.layouts import Layouts
 from raymerge.planning.ledger import COPIED, DROPPED, MERGED, Ledger
 from raymerge.planning.nouns import JobInput, ParameterValues, TensorJob
 from raymerge.planning.parameters import Problems
@@ -72,6 +73,7 @@ class JobMaker:
     rules: Rules
     ledger: Ledger
     problems: Problems
+    layouts: Layouts
     rounded_count: int = 0
     rounded_example: str = ""
 
@@ -194,21 +196,22 @@ class JobMaker:
             for one in found:
                 self.ledger.record(one.lane.label, one.name, DROPPED, "buffer that model code recomputes")
             return None
+        base = self._base_of(site, found)
+        if base is not None and self.layouts.is_beside(site.output, _lacking(site, found)):
+            return self._copy(site, base, "beside the language model, which is all that other inputs have", found)
         if self.rules.method.passes_lone_tensor_through and len(found) == 1:
             return self._copy(site, found[0], "only one input has it")
         if self.rules.on_missing is OnMissing.SKIP:
             for one in found:
                 self.ledger.record(one.lane.label, one.name, DROPPED, "on_missing: skip")
             return None
-        base = self._base_of(site, found)
         if self.rules.on_missing is OnMissing.BASE and base is not None:
             return self._copy(site, base, "on_missing: base", found)
         self._complain_missing(site, found)
         return None
 
     def _complain_missing(self, site: Site, found: list[_Found]) -> None:
-        having = {id(one.lane) for one in found}
-        lacking = [lane.label for lane in site.group.lanes if id(lane) not in having]
+        lacking = _lacking(site, found)
         for one in found:  # named in a problem, so not silent
             self.ledger.record(one.lane.label, one.name, DROPPED, "missing from other inputs")
         base = " base (the base has it)," if self._base_of(site, found) is not None else ""
@@ -289,6 +292,11 @@ def _lanes(site: Site) -> Iterator[tuple[Lane, str, int]]:
     lanes = inputs if group.base is None else [(group.base, site.base_name, -1), *inputs]
     yield from (each for each in lanes if each[0] is group.leader)
     yield from (each for each in lanes if each[0] is not group.leader)
+
+
+def _lacking(site: Site, found: Iterable[_Found]) -> list[str]:
+    having = {id(one.lane) for one in found}
+    return [lane.label for lane in site.group.lanes if id(lane) not in having]
 
 
 def _slots(site: Site) -> tuple[int, ...]:

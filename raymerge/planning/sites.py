@@ -10,7 +10,7 @@ from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.parameters import ParameterTable, Problems
-from raymerge.planning.stack import HEAD, Anatomy, Place, Stack, place
+from raymerge.planning.stack import HEAD, Anatomy, Place, Stack, is_sensory, place
 
 Unit = tuple[str, int]  # what is written together: a layer (its stack's prefix, its index), or ("", position)
 
@@ -30,7 +30,7 @@ class Lane:
     def main_stacks(self) -> tuple[Stack, ...]:
         """The stacks that `slices` cuts: those of the language model, not of a vision or audio tower."""
         own = tuple(each for each in self.anatomy.stacks if is_under(each.prefix, self.prefix))
-        return tuple(each for each in own if not _is_sensory(each)) or own
+        return tuple(each for each in own if not is_sensory(each.prefix)) or own
 
     @property
     def first_layer(self) -> int:
@@ -337,7 +337,3 @@ def _outside_order(name: str, position: int) -> int:
 def is_under(name: str, prefix: str) -> bool:
     """Whether a tensor belongs to the module of that prefix; the empty prefix is the whole model."""
     return not prefix or name == prefix or name.startswith(prefix.rstrip(".") + ".")
-
-
-def _is_sensory(stack: Stack) -> bool:
-    return any(kind in stack.prefix for kind in ("vision", "visual", "audio", "speech"))

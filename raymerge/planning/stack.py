@@ -63,7 +63,8 @@ _AFTER = re.compile(
 _BEFORE = re.compile(
     r"(^|\.)(embed_tokens|embed_in|embed_positions|embed_layer_norm|embeddings?|embeddings_project|wte|wpe|word_embeddings|"
     r"word_embeddings_layernorm|shared|tok_embeddings|patch_embed\w*|pos_embed\w*|ln_pre|pre_layrnorm|conv1|conv2|"
-    r"project_in|rotary_emb|rotary_pos_emb|relative_attention_bias|layernorm_embedding|token_type_embeddings)(\.|$)"
+    r"project_in|rotary_emb|rotary_pos_emb|relative_attention_bias|layernorm_embedding|token_type_embeddings|"
+    r"vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector|image_newline)(\.|$)"
 )
 
 
@@ -117,7 +118,7 @@ def _stack_of(group: str, members: set[int], known: tuple[Tower, ...]) -> Stack 
         return None
     fitting = [tower for tower in known if _same_kind(group, tower.path) and held - tower.layer_count >= 0]
     tower = max(
-        fitting, key=lambda tower: (_sides(group) == _sides(".".join(tower.path)), tower.layer_count), default=None
+        fitting, key=lambda tower: (sides(group) == sides(".".join(tower.path)), tower.layer_count), default=None
     )
     if tower is None or tower.layer_count == 0 or held - tower.layer_count > _MOST_EXTRA_LAYERS:
         return None
@@ -137,9 +138,14 @@ def _same_kind(group: str, path: tuple[str, ...]) -> bool:
     for kind in ("vision", "audio"):
         if (kind in of_group) != (kind in of_path):
             return False
-    sides, of_config = _sides(group), _sides(".".join(path))
-    return not (sides and of_config) or bool(sides & of_config)
+    of_names, of_config = sides(group), sides(".".join(path))
+    return not (of_names and of_config) or bool(of_names & of_config)
 
 
-def _sides(text: str) -> set[str]:
+def sides(text: str) -> set[str]:
     return {side for side in ("encoder", "decoder") if side in text}
+
+
+def is_sensory(prefix: str) -> bool:
+    """Whether a stack's prefix is of a vision or audio tower."""
+    return any(kind in prefix for kind in ("vision", "visual", "audio", "speech"))

@@ -80,11 +80,11 @@ slices:
 
 def test_the_ends_of_a_stack_must_name_their_tensors_alike() -> None:
     plain = llama_names(2)
-    nested = {name.replace("model.", "model.language_model."): shape for name, shape in plain.items()}
+    nested = {name.replace("model.layers.", "model.blocks."): shape for name, shape in plain.items()}
     models = checkpoint("a", plain), checkpoint("b", nested, config={"text_config": {"num_hidden_layers": 2}})
     head = "merge_method: passthrough\nslices:\n"
     one, other = (f"  - sources: [{{model: {name}, layer_range: [0, 2]}}]\n" for name in "ab")
-    with pytest.raises(PlanError, match=r"model\.language_model\.layers"):
+    with pytest.raises(PlanError, match=r"model\.blocks"):
         plan_of(head + one + other, *models)
     ends = [name for name in jobs_of(plan_of(head + one + other + one, *models)) if "layers" not in name]
     assert ends == ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]

@@ -85,7 +85,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3 moe": Family(
         auto=_CAUSAL, model_type="qwen3_moe",
-        settings={**_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        settings={**_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                   "mlp_only_layers": [0]},
     ),
     "deepseek v3": Family(
@@ -138,8 +138,11 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-def write_tiny(folder: Path, family: Family, *, seed: int) -> Path:
-    """Save a model of random weights; every value is drawn, norms and biases too, so that none is alike by default."""
+def write_tiny(folder: Path, family: Family, *, seed: int, **saving: Any) -> Path:
+    """Save a model of random weights; every value is drawn, norms and biases too, so that none is alike by default.
+
+    `saving` goes to save_pretrained.
+    """
     import torch
     import transformers
 
@@ -150,7 +153,7 @@ def write_tiny(folder: Path, family: Family, *, seed: int) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **saving)
     return folder
 
 
