@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raymerge.dtypes import DType
 
 if TYPE_CHECKING:
-    from raymerge.checkpoint.steps import Step
+    from raymerge.checkpoint.steps import GatherRows, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,37 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
-        return (self.stored or self.spec).nbytes
+        gather = self.gather
+        return gather.nbytes if gather is not None else (self.stored or self.spec).nbytes
+
+    @property
+    def gather(self) -> GatherRows | None:
+        """The step that puts rows of several tensors together; without it, the bytes lie in one piece."""
+        if not self.steps:
+            return None
+        from raymerge.checkpoint.steps import GatherRows
+
+        return self.steps[0] if isinstance(self.steps[0], GatherRows) else None
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Where its bytes lie, those of its sides not counted."""
+        gather = self.gather
+        return (self.file,) if gather is None else tuple(source.file for source in gather.sources)
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """Equal for refs that the same stored bytes are read for."""
+        gather = self.gather
+        if gather is None:
+            return self.file.url, self.offset, (self.stored or self.spec).nbytes
+        return (
+            self.file.url,
+            self.offset,
+            gather.nbytes,
+            gather.runs.sha256,
+            *(part for source in gather.sources for part in source.key),
+        )
 
     @property
     def sides(self) -> tuple[TensorRef, ...]:
@@ -74,7 +104,10 @@ class TensorRef:
         return packed or (1, (self.stored or self.spec).dtype.bits // 8)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """The bytes, counted from `offset`, that hold elements [start, end) of `spec`: whole units."""
+        """The bytes, counted from `offset`, that hold elements [start, end) of `spec`: whole units.
+
+        Not for rows that are gathered.
+        """
         elements, nbytes = self.unit
         return start // elements * nbytes, min(-(-end // elements) * nbytes, self.nbytes)
 

@@ -10,7 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymerge.checkpoint.nouns import TensorRef
+from raymerge.checkpoint.row_runs import RowRuns
 from raymerge.dtypes import DType
+
+# Rows that lie near each other are read together, into pieces of this size, by up to 16 threads at once.
+PIECE_BYTES = 256 * 1024
+_READERS = 16
+# Where rows are means of several, windows are sized for one row each and this much beside them, or for the most rows.
+_MOST_EXTRA_BYTES = 8 << 20
+# Positions of a row and a run while they are looked up, as 64-bit integers.
+_LOOK_UP_BYTES = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +146,60 @@ class UnpackMxfp4:
         return 0
 
 
-Step = AddAdapter | ScaleFloat8 | LookUp4Bit | UnpackMxfp4
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherRows:
+    """Rows of several matrices put together, as `runs` say: the only step of its tensor.
+
+    `sources` have the same number of columns, `columns`, and steps of their own; the first is the tensor itself.
+    """
+
+    sources: tuple[TensorRef, ...]
+    runs: RowRuns
+    columns: int
+
+    @property
+    def sides(self) -> tuple[TensorRef, ...]:
+        return tuple(side for source in self.sources for side in source.sides)
+
+    @property
+    def decodes(self) -> bool:
+        return False
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """A row of the result, and what of the sources it is made of."""
+        cover = 1 if self.extra_bytes else self.runs.most_cover
+        return self.columns, cover * self._row_bytes
+
+    @property
+    def extra_bytes(self) -> int:
+        """What a window of rows may hold beside one `unit` for each."""
+        extra = self.runs.extra_rows * self._row_bytes
+        return extra if extra <= _MOST_EXTRA_BYTES else 0
+
+    @property
+    def nbytes(self) -> int:
+        """What is read of all sources; more than that by less than a row's packed units for each run."""
+        each = zip(self.sources, self.runs.read_rows, strict=True)
+        return sum(rows * self.row_bytes(source) for source, rows in each)
+
+    @property
+    def held_bytes(self) -> int:
+        held = sum(step.held_bytes for source in self.sources for step in source.steps)
+        pieces = _READERS * PIECE_BYTES if self.runs.run_count > len(self.sources) else 0
+        return held + pieces + _LOOK_UP_BYTES * (self.runs.run_count + self.runs.row_count)
+
+    @property
+    def _row_bytes(self) -> int:
+        return max(self.row_bytes(source) for source in self.sources)
+
+    def row_bytes(self, source: TensorRef) -> int:
+        """The most bytes that hold a row of a source: exactly that many where its elements are not packed."""
+        elements, nbytes = source.unit
+        return self.columns * nbytes if elements == 1 else (self.columns // elements + 2) * nbytes
+
+
+Step = AddAdapter | ScaleFloat8 | LookUp4Bit | UnpackMxfp4 | GatherRows
 
 
 def _decoded_width(side: TensorRef) -> int:

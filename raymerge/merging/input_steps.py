@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from raymerge.checkpoint.nouns import TensorRef
-from raymerge.checkpoint.steps import AddAdapter, LookUp4Bit, ScaleFloat8, UnpackMxfp4
+from raymerge.checkpoint.steps import AddAdapter, GatherRows, LookUp4Bit, ScaleFloat8, UnpackMxfp4
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.dtypes import DType
+from raymerge.merging.gathering import GatheredRows, Range
 from raymerge.storage import store_for
 
 Bytes = Any  # a 1-D uint8 numpy array
@@ -48,19 +49,25 @@ class OpenedSteps:
         self.dtype = DType.F64 if ref.spec.dtype is DType.F64 else DType.F32
         self._decoder: Decoder | None = None
         self._adders: list[Adder] = []
+        self._gathered: GatheredRows | None = None
         waiting = list(sides)
         for step in ref.steps:
             own = [waiting.pop(0) for _ in step.sides]
             if isinstance(step, AddAdapter):
                 self._adders.append(_AdapterSum(step, own, operations))
+            elif isinstance(step, GatherRows):
+                opened = _open_each(step.sources, own, operations)
+                self._gathered = GatheredRows(step, opened, operations)
             else:
                 self._decoder = _decoder(step, ref, own, operations)
                 self._rounded_to = step.rounded_to
 
-    def values(self, raw: Bytes, window_start: int, start: int, end: int) -> Values:
+    def values(self, raw: Bytes, window: Range, start: int, end: int) -> Values:
         """Elements [start, end), `dtype` ones; `raw` are the stored bytes of a window that holds them."""
+        if self._gathered is not None:
+            return self._gathered.values(raw, window, start, end, wide=self.dtype is DType.F64)
         first, last = self._ref.span(start, end)
-        before = self._ref.span(window_start, window_start)[0]
+        before = self._ref.span(window[0], window[0])[0]
         values = self._decode(raw[first - before : last - before], start, end - start)
         for step in self._adders:
             values = step.apply(values, start)
@@ -88,10 +95,14 @@ def open_steps(refs: Sequence[TensorRef], read: Callable[[TensorRef], Bytes] | N
         return [None] * len(refs)
     sides = [side for ref in refs for side in ref.sides]
     found = [read(side) for side in sides] if read is not None else _read_all(sides)
-    operations = open_operations()
+    return _open_each(refs, found, open_operations())
+
+
+def _open_each(refs: Sequence[TensorRef], sides: Sequence[Bytes], operations: Operations) -> list[OpenedSteps | None]:
+    """`sides` are those of all refs, one after the other."""
     opened: list[OpenedSteps | None] = []
     for ref in refs:
-        own, found = found[: len(ref.sides)], found[len(ref.sides) :]
+        own, sides = sides[: len(ref.sides)], sides[len(ref.sides) :]
         opened.append(OpenedSteps(ref, own, operations) if ref.steps else None)
     return opened
 

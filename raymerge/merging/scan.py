@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations
 from raymerge.dtypes import DType
+from raymerge.merging.gathering import Piece, pieces
 from raymerge.merging.input_steps import OpenedSteps, open_steps
 from raymerge.methods.inputs import Block
 from raymerge.planning.memory import block_elements
@@ -20,11 +22,31 @@ SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements
 
 Bytes = Any  # a 1-D uint8 numpy array
 Range = tuple[int, int]  # elements [start, end)
+_CONCURRENT_READS = 16
 LoadWindow = Callable[[Range], Sequence[Bytes]]
 
 
 def read_range(ref: TensorRef, elements: Range, buffer: Bytes) -> None:
-    """Fill `buffer` with what holds elements [start, end) of a tensor: the bytes of `ref.span`."""
+    """Fill `buffer` with what holds elements [start, end) of a tensor: the bytes of `ref.span`, or gathered rows."""
+    for read in range_reads(ref, elements, buffer):
+        read()
+
+
+def range_reads(ref: TensorRef, elements: Range, buffer: Bytes) -> list[Callable[[], None]]:
+    """What `read_range` does, in parts that may run side by side; a few, however many rows lie apart."""
+    if ref.gather is None:
+        return [partial(_read_span, ref, elements, buffer)]
+    found = pieces(ref, elements)
+    each = -(-len(found) // _CONCURRENT_READS) or 1
+    return [partial(_read_pieces, found[start : start + each], buffer) for start in range(0, len(found), each)]
+
+
+def _read_pieces(found: Sequence[Piece], buffer: Bytes) -> None:
+    for piece in found:
+        piece.read(buffer)
+
+
+def _read_span(ref: TensorRef, elements: Range, buffer: Bytes) -> None:
     start, _ = ref.span(*elements)
     store_for(ref.file.url).read_into(ref.file.url, buffer, offset=ref.offset + start, version=ref.file.version)
 
@@ -73,7 +95,7 @@ class Scanner:
         unit = block_elements(self.job.output.shape, rows=rows, target=self.block_elements)
         for (start, end), raw in self.windows(rows):
             for first, last in cut(end - start, unit):
-                yield self._block(start, first, last, raw)
+                yield self._block((start, end), first, last, raw)
 
     def sample(self) -> Iterator[Block]:
         """The first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix."""
@@ -82,18 +104,18 @@ class Scanner:
         )  # steps need room by block
         for (start, end), raw in self.windows(False):
             for first, last in cut(end - start, self.block_elements * stride):
-                yield self._block(start, first, last, raw, sampled=True)
+                yield self._block((start, end), first, last, raw, sampled=True)
 
     @property
     def is_wide(self) -> bool:
         return any(ref.spec.dtype is DType.F64 for ref in self.job.refs)
 
-    def _block(self, window_start: int, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
+    def _block(self, window: Range, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
         count = _sampled_count(last - first) if sampled else last - first
         arrays = []
         self.steps = self.steps or open_steps(self.job.refs)
         for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
-            dtype, stored = self._stored(position, ref, data, (window_start, first, last))
+            dtype, stored = self._stored(position, ref, data, window, (first, last))
             if sampled:
                 stored = sampled_values(stored, dtype)
             out = self._scratch[position][:count] if position < len(self._scratch) else None
@@ -105,19 +127,19 @@ class Scanner:
             arrays.append(decoded)
         has_base = self.job.base is not None
         return Block(
-            start=window_start + first,
+            start=window[0] + first,
             count=count,
             x=tuple(arrays[1:] if has_base else arrays),
             base=arrays[0] if has_base else None,
             operations=self.operations,
         )
 
-    def _stored(self, position: int, ref: TensorRef, data: Bytes, place: tuple[int, int, int]) -> tuple[DType, Any]:
+    def _stored(self, position: int, ref: TensorRef, data: Bytes, window: Range, place: Range) -> tuple[DType, Any]:
         """Elements of a window as they are stored, or would be if what the steps make of them were."""
-        window_start, first, last = place
+        first, last = place
         steps = self.steps[position]
         if steps is not None:
-            return steps.dtype, steps.values(data, window_start, window_start + first, window_start + last)
+            return steps.dtype, steps.values(data, window, window[0] + first, window[0] + last)
         width = ref.spec.dtype.bits // 8
         return ref.spec.dtype, data[first * width : last * width]
 
@@ -161,9 +183,10 @@ def streamed_windows(
             return []
         elements, into = ranges[index], buffers[index % 2]
         return [
-            readers.submit(read_range, ref, elements, _sized(into[i], ref, elements))
+            readers.submit(read)
             for i, ref in enumerate(job.refs)
             if job.shared[i] == i
+            for read in range_reads(ref, elements, _sized(into[i], ref, elements))
         ]
 
     arriving = start(0)
@@ -185,10 +208,13 @@ def window_sizes(job: TensorJob, elements: int) -> list[int]:
     for i, ref in enumerate(job.refs):
         unit, nbytes = ref.unit
         most = elements * nbytes if unit == 1 else (elements // unit + 2) * nbytes
+        most += ref.gather.extra_bytes if ref.gather is not None else 0
         sizes.append(min(most, ref.nbytes) if job.shared[i] == i else 0)
     return sizes
 
 
 def _sized(buffer: Bytes, ref: TensorRef, elements: Range) -> Bytes:
+    if ref.gather is not None:
+        return buffer
     start, end = ref.span(*elements)
     return buffer[: end - start]

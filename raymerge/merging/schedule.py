@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from raymerge.checkpoint.nouns import SourceFile
+from raymerge.checkpoint.nouns import SourceFile, TensorRef
 from raymerge.planning.copies import copy_ranges
 from raymerge.planning.jobs import COPY
 from raymerge.planning.memory import CHUNK_BYTES, held_bytes, is_held, step_bytes
@@ -22,11 +22,12 @@ _BATCHES_IN_ROOM = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Neighbouring bytes of one file, read together."""
+    """Neighbouring bytes of one file, read together; or all that is `gathered` for a tensor, from several places."""
 
     file: SourceFile
     offset: int
     nbytes: int
+    gathered: TensorRef | None = None
 
     @property
     def end(self) -> int:
@@ -37,12 +38,12 @@ class Run:
 class Batch:
     """Jobs whose tensors lie in memory whole.
 
-    `runs` are what they read; `places` says of a file's URL and an offset in it which run holds that byte, and where.
+    `runs` are what they read; `places` says for the key of what is read which run holds it, and where.
     """
 
     jobs: tuple[TensorJob, ...]
     runs: tuple[Run, ...]
-    places: Mapping[tuple[str, int], tuple[int, int]]
+    places: Mapping[tuple[str | int, ...], tuple[int, int]]
 
     @property
     def held_bytes(self) -> int:
@@ -122,19 +123,27 @@ def _batches(jobs: Iterable[TensorJob], most_held_bytes: int) -> Iterator[Batch]
 
 
 def _is_near(job: TensorJob) -> bool:
-    return all(is_local(ref.file.url) for ref in job.reads)
+    return all(is_local(file.url) for ref in job.reads for file in ref.files)
 
 
 def _batch(jobs: list[TensorJob]) -> Batch:
-    refs = {(ref.file.url, ref.offset, ref.nbytes): ref for job in jobs for ref in job.reads}
+    refs = {ref.key: ref for job in jobs for ref in job.reads}
     runs: list[Run] = []
-    places: dict[tuple[str, int], tuple[int, int]] = {}
-    for (url, offset, nbytes), ref in sorted(refs.items(), key=lambda item: item[0]):
+    gathers: list[tuple[tuple[str | int, ...], TensorRef]] = []
+    places: dict[tuple[str | int, ...], tuple[int, int]] = {}
+    for key, ref in sorted(refs.items(), key=lambda item: item[0]):
+        url, offset, nbytes = ref.file.url, ref.offset, ref.nbytes
+        if ref.gather is not None:
+            gathers.append((key, ref))
+            continue
         if runs and runs[-1].file.url == url and offset <= runs[-1].end:
             last = runs.pop()
             end = max(last.end, offset + nbytes)
             runs.append(Run(file=last.file, offset=last.offset, nbytes=end - last.offset))
         else:
             runs.append(Run(file=ref.file, offset=offset, nbytes=nbytes))
-        places[url, offset] = (len(runs) - 1, offset - runs[-1].offset)
+        places[key] = (len(runs) - 1, offset - runs[-1].offset)
+    for key, ref in gathers:
+        places[key] = (len(runs), 0)
+        runs.append(Run(file=ref.file, offset=ref.offset, nbytes=ref.nbytes, gathered=ref))
     return Batch(jobs=tuple(jobs), runs=tuple(runs), places=places)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymerge.checkpoint.nouns import TensorRef
@@ -19,8 +20,8 @@ from raymerge.merging.input_steps import open_steps
 from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import reset_peak
 from raymerge.merging.receipts import receipt, with_checksum
-from raymerge.merging.scan import Scanner, streamed_windows, window_sizes
-from raymerge.merging.schedule import Batch, Chunk, Copy, Step, Stream, schedule
+from raymerge.merging.scan import Scanner, range_reads, streamed_windows, window_sizes
+from raymerge.merging.schedule import Batch, Chunk, Copy, Run, Step, Stream, schedule
 from raymerge.merging.tensor import merge_held, merge_tensor
 from raymerge.planning.copies import is_copied
 from raymerge.planning.header import shard_header
@@ -97,7 +98,7 @@ class _Held:
             future.result()
 
     def raw(self, ref: TensorRef) -> Any:
-        position, start = self.batch.places[ref.file.url, ref.offset]
+        position, start = self.batch.places[ref.key]
         return self.buffers[position][start : start + ref.nbytes]
 
     def is_spent(self) -> bool:
@@ -130,7 +131,7 @@ class _Run:
         if any(job.method != COPY for job in task.jobs):
             for _ in range(threads):
                 self._operations.put(open_operations(options.device))
-        self._near = near = all(is_local(ref.file.url) for job in task.jobs for ref in job.reads)
+        self._near = near = all(is_local(file.url) for job in task.jobs for ref in job.reads for file in ref.files)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="raymerge-merge")
         self._readers = ThreadPoolExecutor(
             _DISK_READERS if near else _STORE_READERS, thread_name_prefix="raymerge-read"
@@ -193,11 +194,17 @@ class _Run:
         """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""
         buffers = [self._account.take(run.nbytes) for run in batch.runs]
         arriving = [
-            self._readers.submit(self._read, run.file.url, buffer, run.offset, run.file.version)
+            self._readers.submit(read)
             for run, buffer in zip(batch.runs, buffers, strict=True)
+            for read in self._reads(run, buffer)
         ]
         held = _Held(batch, buffers, arriving)
         return [self._pool.submit(self._merge, job, held) for job in batch.jobs]
+
+    def _reads(self, run: Run, buffer: Any) -> list[Callable[[], None]]:
+        if run.gathered is None:
+            return [partial(self._read, run.file.url, buffer, run.offset, run.file.version)]
+        return range_reads(run.gathered, (0, run.gathered.spec.element_count), buffer)
 
     def _read(self, url: str, buffer: Any, offset: int, version: str) -> None:
         if self._failed:

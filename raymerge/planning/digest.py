@@ -9,6 +9,7 @@ from dataclasses import fields
 from enum import Enum
 
 from raymerge.checkpoint.nouns import TensorRef
+from raymerge.checkpoint.row_runs import RowRuns
 from raymerge.checkpoint.steps import Step
 from raymerge.planning.nouns import TensorJob
 
@@ -49,4 +50,8 @@ def _step(step: Step) -> list[object]:
 def _value(value: object) -> object:
     if isinstance(value, TensorRef):
         return _ref(value)
+    if isinstance(value, RowRuns):
+        return value.sha256
+    if isinstance(value, tuple):
+        return [_value(each) for each in value]
     return value.value if isinstance(value, Enum) else value

@@ -28,6 +28,10 @@ MOVED_BYTES = 8 * CHUNK_BYTES
 # Arrays of one block that a method may hold beside its inputs: deltas, masks, sums, random words, in float64 at worst.
 _SCRATCH_BLOCKS_PER_INPUT = 3
 _SCRATCH_BLOCKS = 10
+# A step's results are a block of their own, beside what they are made of; rows that are gathered are also copied as
+# they are stored, as they are decoded, and added up in float64.
+_STEP_BLOCKS = 2
+_GATHER_BLOCKS = 8
 # Thread stacks, the writer's own objects and allocator slack, measured on shards of one small tensor.
 _FIXED_BYTES = 16 * MIB
 # One job as objects in a worker, packed and unpacked, and its entry in the header while that is built: measured 2.5 KiB
@@ -218,7 +222,8 @@ class _Input:
     unit: tuple[int, int]
     side_bytes: int = 0
     step_bytes: int = 0
-    has_steps: bool = False
+    extra_bytes: int = 0
+    step_blocks: int = 0
 
 
 def _cost(job: TensorJob) -> _Cost:
@@ -255,7 +260,8 @@ def _input(ref: TensorRef, *, is_first: bool) -> _Input:
         unit=ref.unit if is_first else (1, 0),
         side_bytes=sum([side.nbytes for side in ref.sides]),
         step_bytes=sum([step.held_bytes for step in ref.steps]),
-        has_steps=bool(ref.steps),
+        extra_bytes=ref.gather.extra_bytes if ref.gather is not None else 0,
+        step_blocks=(_GATHER_BLOCKS if ref.gather is not None else _STEP_BLOCKS) if ref.steps else 0,
     )
 
 
@@ -264,15 +270,19 @@ def _cost_of(shape: tuple[int, ...], dtype: DType, inputs: tuple[_Input, ...], *
     count = prod(shape)
     width = 8 if any(each.is_wide for each in inputs) else 4
     block = block_elements(shape, rows=rows)
-    # A step's results are a block of their own, beside what they are made of.
-    blocks = _SCRATCH_BLOCKS_PER_INPUT * len(inputs) + _SCRATCH_BLOCKS + 2 * any(each.has_steps for each in inputs)
+    blocks = (
+        _SCRATCH_BLOCKS_PER_INPUT * len(inputs)
+        + _SCRATCH_BLOCKS
+        + max((each.step_blocks for each in inputs), default=0)
+    )
     units = [each.unit for each in inputs]
     return _Cost(
         read_bytes=sum(each.nbytes + each.side_bytes for each in inputs),
         output_bytes=count * dtype.bits // 8,
         side_bytes=sum(each.side_bytes for each in inputs),
         step_bytes=sum(each.step_bytes for each in inputs),
-        window_extra_bytes=sum(4 * nbytes for elements, nbytes in units if elements > 1),
+        window_extra_bytes=sum(4 * nbytes for elements, nbytes in units if elements > 1)
+        + sum(2 * each.extra_bytes for each in inputs),
         window_element_bytes=sum(2 * -(-nbytes // elements) for elements, nbytes in units) + dtype.bits // 8,
         least_window=max(BLOCK_ELEMENTS, block),
         scratch_bytes=width * min(block, max(count, 1)) * blocks,

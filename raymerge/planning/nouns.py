@@ -51,8 +51,8 @@ class TensorJob:
     @property
     def shared(self) -> tuple[int, ...]:
         """For each of `refs`, the place of the first one that lies in the same bytes: a base under several adapters."""
-        places: dict[tuple[str, int, int], int] = {}
-        return tuple([places.setdefault((ref.file.url, ref.offset, ref.nbytes), i) for i, ref in enumerate(self.refs)])
+        places: dict[tuple[str | int, ...], int] = {}
+        return tuple([places.setdefault(ref.key, i) for i, ref in enumerate(self.refs)])
 
     @property
     def reads(self) -> tuple[TensorRef, ...]:

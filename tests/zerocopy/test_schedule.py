@@ -61,7 +61,7 @@ def test_a_batch_holds_what_its_jobs_read_and_fits_its_share_of_the_room() -> No
         assert len(step.jobs) == 1 or step.held_bytes <= ROOM // 4
         for job in step.jobs:
             for ref in job.refs:
-                position, start = step.places[ref.file.url, ref.offset]
+                position, start = step.places[ref.key]
                 run = step.runs[position]
                 assert (run.file, run.offset + start) == (ref.file, ref.offset)
                 assert start + ref.nbytes <= run.nbytes
