@@ -6,13 +6,21 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
 
+<<<<<<< Updated upstream
 .PHONY: help venv demo test test-slow test-faults lint format bench clean
+=======
+.PHONY: help venv demo test test-slow cluster-test lint format bench clean
+>>>>>>> Stashed changes
 
 help:
 	@echo "make demo       merge three small generated checkpoints on a local Ray, into demo/"
 	@echo "make test       run every test that takes less than a minute"
 	@echo "make test-slow  run the others"
+<<<<<<< Updated upstream
 	@echo "make test-faults  merge between objects under 200 random schedules of faults"
+=======
+	@echo "make cluster-test  lose hosts, drivers and connections on purpose; needs root, prints a line for each"
+>>>>>>> Stashed changes
 	@echo "make lint       ruff (lint and format) and mypy"
 	@echo "make format     let ruff rewrite the sources"
 	@echo "make bench      time raymerge on generated checkpoints (see benchmarks/)"
@@ -43,7 +51,11 @@ test: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test-stamp
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not cluster" $(PYTEST_ARGS)
+
+# Network namespaces need root; without it those tests say so and are skipped.
+cluster-test: $(VENV)/.test-stamp
+	PYTHONPATH=tests/support $(BIN)/python -m pytest -p cluster_points -m point $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest -s tests/storage/test_fault_schedules.py $(PYTEST_ARGS)

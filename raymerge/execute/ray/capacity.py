@@ -49,6 +49,12 @@ def living_nodes() -> tuple[Node, ...]:
     )
 
 
+def dead_node_ids() -> frozenset[str]:
+    """The nodes that were part of the cluster and are not any more."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return frozenset(entry["NodeID"] for entry in nodes if not entry["Alive"])
+
+
 def slot_count(request: Request, nodes: Sequence[Node]) -> int:
     """How many such requests run at a time on an otherwise idle cluster."""
     return sum(_slots_of(request, node) for node in nodes if request.fits(node))

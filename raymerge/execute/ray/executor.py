@@ -14,8 +14,16 @@ import ray
 from ray.exceptions import RayError, RaySystemError
 
 from raymerge.events import Event, Message, TaskFinished, TaskRetried, TaskStarted
-from raymerge.execute.ray.capacity import Node, Request, largest_memory, living_nodes, no_room_error, slot_count
-from raymerge.execute.ray.faults import Fault, as_node_lost, classify, exhausted_error, final_error
+from raymerge.execute.ray.capacity import (
+    Node,
+    Request,
+    dead_node_ids,
+    largest_memory,
+    living_nodes,
+    no_room_error,
+    slot_count,
+)
+from raymerge.execute.ray.faults import Fault, classify, exhausted_error, final_error, node_lost
 from raymerge.execute.ray.growth import nodes_are_coming
 from raymerge.execute.ray.metrics import counted
 from raymerge.execute.ray.options import RayOptions
@@ -64,6 +72,7 @@ class _Attempt(Generic[P]):
     suspects: frozenset[str] = frozenset()  # ids of the nodes that may be running it; one, once it has reported
     node: str = ""
     is_started: bool = False
+    is_given_up: bool = False
     retries: Counter[str] = field(default_factory=Counter)
 
 
@@ -121,6 +130,7 @@ class _Run(Generic[P, R]):
             return
         self._nodes = living_nodes()
         self._nodes_seen_at = now
+        self._give_up_dead_nodes()
         waiting = [*self._ready, *(entry for entry in self._running.values() if not entry.is_started)]
         too_large = next((entry for entry in waiting if not self._has_room(entry)), None)
         if too_large is None:
@@ -136,6 +146,20 @@ class _Run(Generic[P, R]):
         self._on_event(Message(text=f"{problem}; waiting for the nodes that are starting", level="warning"))
         self._no_room_since = now
 
+    def _give_up_dead_nodes(self) -> None:
+        """Take attempts as lost that began on a node which is dead now.
+
+        Ray says so itself where the connection breaks; of a node that only fell silent it declares the death after
+        its health checks, but says nothing of the task for minutes more (ray 2.60).
+        """
+        dead = dead_node_ids()
+        lost = {stream: entry for stream, entry in self._running.items() if entry.is_started and entry.suspects <= dead}
+        for stream, entry in lost.items():
+            if entry.is_given_up:  # seen a second time: Ray has had the time to say it
+                del self._running[stream]
+                self._retry(entry, node_lost("the node no longer answers"))
+            entry.is_given_up = True
+
     def _has_room(self, entry: _Attempt[P]) -> bool:
         request = self._request(entry)
         return any(request.fits(node) for node in self._nodes)
@@ -150,7 +174,7 @@ class _Run(Generic[P, R]):
             entry = self._ready.popleft()
             entry.suspects = frozenset(node.node_id for node in self._nodes)
             entry.node = ""
-            entry.is_started = False
+            entry.is_started = entry.is_given_up = False
             stream = self._remote.options(
                 name=entry.task.name,
                 num_returns="streaming",
@@ -237,7 +261,7 @@ class _Run(Generic[P, R]):
                 self._ready.append(entry)
             else:
                 living = {node.node_id for node in living_nodes()}
-                self._retry(entry, undecided if entry.suspects <= living else as_node_lost(undecided))
+                self._retry(entry, undecided if entry.suspects <= living else node_lost(undecided.detail))
 
     def _retry(self, entry: _Attempt[P], fault: Fault) -> None:
         """Spend one retry of the fault's budget, or give up."""

@@ -62,9 +62,9 @@ def classify(error: BaseException) -> Fault | None:
     return None
 
 
-def as_node_lost(fault: Fault) -> Fault:
-    """The same failure, seen to be the node's."""
-    return Fault(cause="node lost", limit=None, detail=fault.detail)
+def node_lost(detail: str) -> Fault:
+    """A failure that is seen to be the node's."""
+    return Fault(cause="node lost", limit=None, detail=detail)
 
 
 def final_error(task_name: str, node: str, error: BaseException) -> RaymergeError:
