@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from raymerge.errors import NotFoundError, Problem, RaymergeError, StorageError, VerifyError
+from raymerge.errors import NotFoundError, PlanError, Problem, RaymergeError, StorageError, VerifyError
 from raymerge.output.chat_template import TOKENIZER_CONFIG
 from raymerge.output.index import index_json
 from raymerge.output.manifest import (
@@ -39,13 +39,15 @@ _CONCURRENT_HEADERS = 16
 class Destination:
     """What a folder holds of a plan: `kept` finished shards by file name, `foreign` weight files of something else.
 
-    `stale` are small files beside those of something else, which loaders would mix with the plan's own.
+    `stale` are small files beside those of something else, which loaders would mix with the plan's own. `is_used` says
+    that there was a manifest or something foreign.
     """
 
     out: str
     kept: Mapping[str, ObjectInfo] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    is_used: bool = False
     manifest: Manifest | None = None
     problems: tuple[Problem, ...] = ()
 
@@ -97,9 +99,16 @@ def inspect_destination(plan: Plan, out: str, *, overwrite: bool) -> Destination
         store_for(out).probe(out, nbytes=left)
     except RaymergeError as error:
         problems += error.problems
-    replaces = bool(foreign) or MANIFEST_NAME in infos
-    stale = tuple(name for name in infos if is_copied_name(name)) if replaces else ()
-    return Destination(out=out, kept=kept, foreign=foreign, stale=stale, manifest=manifest, problems=tuple(problems))
+    is_used = bool(foreign) or MANIFEST_NAME in infos
+    return Destination(
+        out=out,
+        kept=kept,
+        foreign=foreign,
+        stale=tuple(name for name in infos if is_copied_name(name)) if is_used else (),
+        is_used=is_used,
+        manifest=manifest,
+        problems=tuple(problems),
+    )
 
 
 def _own_weights(plan: Plan) -> set[str]:
@@ -108,20 +117,35 @@ def _own_weights(plan: Plan) -> set[str]:
 
 
 def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes]) -> None:
-    """Make the folder this plan's: old markers and foreign files go first, then the manifest and the small files."""
+    """Make the folder this plan's: old markers and foreign files go first, then the manifest and the small files.
+
+    Raises PlanError, with nothing written, where another plan has made it its own since it was looked at.
+    """
     out, store = destination.out, store_for(destination.out)
     manifest = destination.manifest
     is_ours = manifest is not None and manifest.plan_digest == plan.digest
-    markers = () if is_ours else (MANIFEST_NAME, INDEX_NAME)
+    # What was not there a moment ago is not this plan's to remove.
+    markers = (MANIFEST_NAME, INDEX_NAME) if destination.is_used and not is_ours else ()
     # The same plan may come with another chat template; without a tokenizer, what is there may be the user's own.
     replaces = not is_ours or TOKENIZER_CONFIG in side_files
     stale = (name for name in destination.stale if replaces and name not in side_files)
     for name in (*markers, *destination.foreign, *stale):
         store.delete(join_url(out, name))
-    if not destination.is_complete or len(destination.kept) < len(plan.shards):
+    if not is_ours:
+        _claim(plan, out)
+    elif not destination.is_complete or len(destination.kept) < len(plan.shards):
         store.put(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan)))
     for name, data in side_files.items():
         store.put(join_url(out, name), data)
+
+
+def _claim(plan: Plan, out: str) -> None:
+    """Write the manifest where there is none; one that came meanwhile has to be of the same plan."""
+    if store_for(out).put_new(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan))):
+        return
+    manifest, problem = _read_manifest(out)
+    if manifest is None or manifest.plan_digest != plan.digest:
+        raise PlanError(_other_plan(out, manifest, plan) if manifest is not None else problem or "no manifest")
 
 
 def finish(plan: Plan, out: str, receipts: Iterable[ShardReceipt]) -> Manifest:

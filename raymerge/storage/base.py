@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from raymerge.errors import NotFoundError
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
@@ -146,3 +148,15 @@ class Store(ABC):
         with self.create(url, nbytes=len(data)) as writer:
             writer.write(data)
             return writer.commit()
+
+    def put_new(self, url: str, data: bytes) -> bool:
+        """Write a small object unless there is one already; says whether it was written.
+
+        Of two that try at once one writes, on stores that can promise it; others look first.
+        """
+        try:
+            self.info(url)
+        except NotFoundError:
+            self.put(url, data)
+            return True
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -23,7 +24,7 @@ from raymerge.storage.local_files import (
     open_file,
     translated,
 )
-from raymerge.storage.local_writer import LocalWriter, buffered_bytes, owner_is_gone, parse_partial_name
+from raymerge.storage.local_writer import LocalWriter, buffered_bytes, owner_is_gone, parse_partial_name, partial_name
 from raymerge.storage.urls import base_name, is_local
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Workers outlive a killed driver by about 2 s; a lock held longer belongs to somebody who is alive.
 DYING_OWNER_SECONDS = 4.0
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class LocalStore(Store):
@@ -78,6 +80,28 @@ class LocalStore(Store):
         with translated(url, "create", nbytes=nbytes):
             os.makedirs(os.path.dirname(url), exist_ok=True)  # noqa: PTH103, PTH120
             return LocalWriter(url, nbytes=nbytes)
+
+    def put_new(self, url: str, data: bytes) -> bool:
+        with translated(url, "create"):
+            folder, name = os.path.split(url)
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            partial = os.path.join(folder, partial_name(name))  # noqa: PTH118
+            try:
+                with open(partial, "xb") as file:  # noqa: PTH123
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(partial, url)  # unlike a rename this replaces nothing
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return super().put_new(url, data)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(partial)  # noqa: PTH108
+        return True
 
     def delete(self, url: str) -> None:
         with translated(url, "delete"), contextlib.suppress(FileNotFoundError):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raymerge.errors import AccessError, NotFoundError, Problem, StorageError
+from raymerge.errors import AccessError, ChangedError, NotFoundError, Problem, StorageError
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.retry import Again, StoppedError
 from raymerge.storage.s3_client import UploadGoneError, call, parse_s3_url, read_limiter, write_limiter
@@ -112,6 +112,23 @@ class S3Store(Store):
 
         _object(url)
         return S3Writer(self, url, nbytes=nbytes)
+
+    def put_new(self, url: str, data: bytes) -> bool:
+        bucket, key = _object(url)
+        try:
+            call(
+                lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
+                url=url,
+                limiter=write_limiter.get(),
+            )
+        except ChangedError:
+            return False
+        except StorageError as error:
+            if type(error) is not StorageError:
+                raise
+            return super().put_new(url, data)  # a server, or a botocore, that knows no such condition
+        count(written_bytes=len(data))
+        return True
 
     def delete(self, url: str) -> None:
         bucket, key = _object(url)
