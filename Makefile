@@ -6,21 +6,14 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?=
 
-<<<<<<< Updated upstream
-.PHONY: help venv demo test test-slow test-faults lint format bench clean
-=======
-.PHONY: help venv demo test test-slow cluster-test lint format bench clean
->>>>>>> Stashed changes
+.PHONY: help venv demo test test-slow test-faults cluster-test lint format bench clean
 
 help:
 	@echo "make demo       merge three small generated checkpoints on a local Ray, into demo/"
 	@echo "make test       run every test that takes less than a minute"
 	@echo "make test-slow  run the others"
-<<<<<<< Updated upstream
 	@echo "make test-faults  merge between objects under 200 random schedules of faults"
-=======
 	@echo "make cluster-test  lose hosts, drivers and connections on purpose; needs root, prints a line for each"
->>>>>>> Stashed changes
 	@echo "make lint       ruff (lint and format) and mypy"
 	@echo "make format     let ruff rewrite the sources"
 	@echo "make bench      time raymerge on generated checkpoints (see benchmarks/)"
