@@ -14,16 +14,39 @@ import raymerge
 from raymerge.cli import options
 from raymerge.cli.compatibility import Compatibility, with_compatibility
 from raymerge.cli.screens.plan import Surroundings, plan_screen, plan_values
+from raymerge.cli.screens.prediction import prediction_screen, prediction_values
 from raymerge.cli.screens.text import plural
 from raymerge.cli.terminal import failures_reported, open_terminal
+from raymerge.errors import Problem, UsageError
 from raymerge.output.journal import Destination, inspect_destination
 from raymerge.planning.copies import Movement, movement
+from raymerge.planning.instances import Cluster, described_cluster, parse_cluster
 from raymerge.planning.nouns import Plan
+from raymerge.planning.prediction import predict
+from raymerge.running import WORKER_BASELINE_BYTES
 from raymerge.storage import is_local, normalize_url, store_for
+
+ESTIMATE = "Estimate"
 
 OptionalOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where the merge would go; it is probed, not written.")
 ]
+ClusterText = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="MACHINES",
+        help='Estimate time and cost there: "20 x c7gn.4xlarge".',
+        rich_help_panel=ESTIMATE,
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", min=1, help="Instead: so many machines,", rich_help_panel=ESTIMATE)
+]
+Gbps = Annotated[
+    float | None, typer.Option("--gbps", min=0.001, help="with so much network each,", rich_help_panel=ESTIMATE)
+]
+Cores = Annotated[int | None, typer.Option("--cores", min=1, help="and so many cores.", rich_help_panel=ESTIMATE)]
 
 
 @with_compatibility
@@ -47,6 +70,10 @@ def plan(
     address: options.Address = None,
     task_cpus: options.TaskCpus = None,
     task_memory: options.TaskMemory = None,
+    cluster: ClusterText = None,
+    nodes: Nodes = None,
+    gbps: Gbps = None,
+    cores: Cores = None,
     compatibility: Compatibility,
 ) -> None:
     """Show what a merge would do, from headers alone. Takes every option of merge, so that one word changes."""
@@ -55,6 +82,7 @@ def plan(
         terminal.note(notice)
     target = None if out is None else options.read_out(out)
     with failures_reported(terminal, options.config_name(config)):
+        machines = wanted_cluster(cluster, nodes=nodes, gbps=gbps, cores=cores)
         began = time.monotonic()
         made = raymerge.plan(
             options.read_config(config),
@@ -81,10 +109,38 @@ def plan(
             movement=store_movement(made, target),
             task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus or compatibility.threads),
         )
+        estimate = None
+        if machines is not None:
+            estimate = predict(
+                made,
+                machines,
+                movement=around.movement,
+                task_threads=task_cpus or compatibility.threads or 1,
+                baseline_bytes=WORKER_BASELINE_BYTES,
+            )
         if json:
-            terminal.json_line(plan_values(made, around))
+            estimated = {"estimate": prediction_values(estimate)} if estimate is not None else {}
+            terminal.json_line({**plan_values(made, around), **estimated})
         elif not quiet:
             terminal.result(plan_screen(made, around))
+            if estimate is not None:
+                terminal.result(prediction_screen(estimate))
+
+
+def wanted_cluster(cluster: str | None, *, nodes: int | None, gbps: float | None, cores: int | None) -> Cluster | None:
+    """The machines that the options describe in either way; None where they describe none."""
+    if nodes is None and gbps is None and cores is None:
+        return parse_cluster(cluster) if cluster is not None else None
+    if cluster is not None:
+        raise UsageError(
+            Problem(subject="--cluster", message="names the machines that --nodes, --gbps and --cores describe too")
+        )
+    if nodes is None or gbps is None or cores is None:
+        missing = [f"--{name}" for name, given in (("nodes", nodes), ("gbps", gbps), ("cores", cores)) if given is None]
+        raise UsageError(
+            Problem(subject=" and ".join(missing), message="not given", remedy="write --nodes N --gbps G --cores C")
+        )
+    return described_cluster(nodes=nodes, gbps=gbps, cores=cores)
 
 
 def store_movement(made: Plan, out: str | None) -> Movement | None:
