@@ -123,11 +123,12 @@ def _make_plan(config: Config, out: str | None, options: MergeOptions) -> Plan:
     tokenizer = choose_tokenizer(parsed.recipe, opened.checkpoints)
     return build_plan(
         parsed.recipe,
-        opened.checkpoints,
+        tokenizer.checkpoints,
         options.planning(out),
         known_problems=(*parsed.problems, *opened.problems, *tokenizer.problems, *unusable),
         known_warnings=(*parsed.warnings, *tokenizer.warnings),
         tokenizer_donor=tokenizer.donor,
+        vocabulary=tokenizer.vocabulary,
     )
 
 

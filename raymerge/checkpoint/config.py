@@ -59,6 +59,20 @@ def vocab_size(config: Mapping[str, Any]) -> int | None:
     return next((size for _, section in _sections(config) if (size := _first(section, _VOCAB_KEYS)) is not None), None)
 
 
+def with_vocab_size(config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """`config` for embeddings of `size` rows: wherever the text model's vocabulary is counted, nested sections too."""
+    changed: dict[str, Any] = _copy(config)
+    old = vocab_size(config)
+    for _, section in _sections(changed):
+        for key in _VOCAB_KEYS:
+            if old is not None and section.get(key) == old:
+                section[key] = size
+    if old is None:
+        text = changed.get("text_config")
+        (text if isinstance(text, dict) else changed)[_VOCAB_KEYS[0]] = size
+    return changed
+
+
 def tie_word_embeddings(config: Mapping[str, Any]) -> bool | None:
     """Whether the head shares the embedding; None where the config leaves it to the architecture's default."""
     values = [section["tie_word_embeddings"] for _, section in _sections(config) if "tie_word_embeddings" in section]

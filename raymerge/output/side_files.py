@@ -27,6 +27,7 @@ def side_files(plan: Plan, *, write_model_card: bool = True) -> dict[str, bytes]
         models=plan.models,
         chat_template=plan.chat_template,
         copy_tokenizer=plan.copy_tokenizer,
+        replaced=plan.vocabulary.files if plan.vocabulary is not None else {},
     )
     files[CONFIG_NAME] = config_json(plan.output_config)
     files[RECIPE_NAME] = _recipe(plan).encode()

@@ -76,13 +76,15 @@ def copied_files(
     models: Iterable[Checkpoint] = (),
     chat_template: str | None = None,
     copy_tokenizer: bool = True,
+    replaced: Mapping[str, bytes | None] = {},
 ) -> dict[str, bytes]:
     """Every file that an output takes over, in order of name, with the recipe's `chat_template` applied.
 
     The tokenizer comes from `tokenizer_donor`, which is `donor` if not given.
 
-    Custom code is included. `models` are the inputs, for `chat_template: auto`. Raises PlanError for a template that
-    cannot be used.
+    `replaced` are contents that differ from the donors', None for a file that is left out; tokenizer files among them
+    count only where those are copied. Custom code is included. `models` are the inputs, for `chat_template: auto`.
+    Raises PlanError for a template that cannot be used.
     """
     tokenizer_donor = tokenizer_donor or donor
     files = read_files(donor, donor_names(donor))
@@ -90,6 +92,11 @@ def copied_files(
         files |= module_files(donor, files[MODULES_NAME])
     if copy_tokenizer:
         files |= read_files(tokenizer_donor, tokenizer_names(tokenizer_donor))
+    tokenizer_files = set(_matching(replaced, _TOKENIZER))
+    for name, content in replaced.items():
+        files.pop(name, None)
+        if content is not None and (copy_tokenizer or name not in tokenizer_files):
+            files[name] = content
     configs = {name: text for name, text in files.items() if name in (TOKENIZER_CONFIG, *_OTHER)}
     files |= code_files(donor, configs)
     if chat_template is not None:

@@ -1,24 +1,33 @@
-"""Whose tokenizer the output gets, and what to say about it before anything runs."""
+"""Whose tokenizer the output gets, how the models' rows are aligned to it, and what to say before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from raymerge.checkpoint.nouns import Checkpoint
-from raymerge.checkpoint.vocabulary import vocabulary_identity
+from raymerge.checkpoint.vocabulary import read_vocabulary, vocabulary_identity
 from raymerge.errors import Problem, RaymergeError
 from raymerge.output.chat_template import choose_template, missing_template_warning
+from raymerge.output.tokenizer_alignment import Setting, aligned_models, read_setting
+from raymerge.planning.nouns import AlignedVocabulary
+from raymerge.planning.vocabulary import Member, embedding_rows
 from raymerge.recipe.nouns import ModelReference, Recipe
 
-_TO_ALIGN = ("tokens", "pad_to_multiple_of")
+_CONCURRENT_READS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerChoice:
-    """`donor` gives the tokenizer's files, None leaves it to the model that gives config.json."""
+    """`donor` gives the tokenizer's files, None leaves it to the model that gives config.json.
 
+    `checkpoints` are the models with their rows as the output orders them, `vocabulary` says what became of those.
+    """
+
+    checkpoints: Mapping[ModelReference, Checkpoint] = field(default_factory=dict)
     donor: Checkpoint | None = None
+    vocabulary: AlignedVocabulary | None = None
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
@@ -26,60 +35,56 @@ class TokenizerChoice:
 def choose_tokenizer(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> TokenizerChoice:
     """Follow `tokenizer_source`, `tokenizer` and `chat_template`; reads tokenizer files, and no weight."""
     try:
-        donor = _donor(recipe, opened)
+        setting = read_setting(recipe, opened) if opened else None
+        donor = opened[setting.donor] if setting is not None and setting.donor is not None else None
         warning = _check_template(recipe, donor, opened)
+        warnings = (warning,) if warning is not None else ()
+        if setting is None or _is_alike(setting, opened):
+            return TokenizerChoice(checkpoints=opened, donor=donor, warnings=warnings)
+        aligned = aligned_models(recipe, setting, _members(opened, setting.line))
     except RaymergeError as error:
-        return TokenizerChoice(problems=error.problems)
-    return TokenizerChoice(donor=donor, warnings=(warning,) if warning is not None else ())
+        return TokenizerChoice(checkpoints=opened, problems=error.problems)
+    return TokenizerChoice(
+        checkpoints=aligned.checkpoints,
+        donor=donor,
+        vocabulary=aligned.vocabulary,
+        warnings=(*warnings, *aligned.warnings),
+    )
 
 
-def _donor(recipe: Recipe, opened: Mapping[ModelReference, Checkpoint]) -> Checkpoint | None:
-    source = recipe.tokenizer_source
-    if recipe.tokenizer is not None:
-        source = str(recipe.tokenizer.get("source", "base"))
-        unsupported = [key for key in _TO_ALIGN if recipe.tokenizer.get(key)]
-        if unsupported:
-            raise RaymergeError(
+def _is_alike(setting: Setting, opened: Mapping[ModelReference, Checkpoint]) -> bool:
+    """Whether nothing is to be aligned, by what can be seen without taking vocabularies apart."""
+    if setting.rules or setting.multiple or len({embedding_rows(each) for each in opened.values()}) > 1:
+        return False
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        return len(set(pool.map(vocabulary_identity, opened.values()))) == 1
+
+
+def _members(opened: Mapping[ModelReference, Checkpoint], line: int | None) -> dict[ModelReference, Member]:
+    """Every model with its vocabulary. Raises RaymergeError with what is wrong in any of them."""
+
+    def read(checkpoint: Checkpoint) -> Member | RaymergeError:
+        try:
+            return Member(checkpoint=checkpoint, vocabulary=read_vocabulary(checkpoint))
+        except RaymergeError as error:
+            return error
+
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        found = dict(zip(opened, pool.map(read, opened.values()), strict=True))
+    problems = [problem for each in found.values() if isinstance(each, RaymergeError) for problem in each.problems]
+    for reference, each in found.items():
+        if isinstance(each, Member) and embedding_rows(each.checkpoint) is None:
+            problems.append(
                 Problem(
-                    subject=f"tokenizer.{unsupported[0]}",
-                    message="rows of embeddings cannot be moved or added yet",
-                    remedy="leave it out: models with one vocabulary need no alignment",
-                    line=recipe.lines.get("tokenizer"),
+                    subject=str(reference),
+                    message="has no tensor that is known as an embedding: its rows cannot be aligned to a vocabulary",
+                    remedy="leave tokenizer_source out, or merge models that share a vocabulary",
+                    line=line,
                 )
             )
-    if source is None or not opened:
-        return None
-    line = recipe.lines.get("tokenizer_source") or recipe.lines.get("tokenizer")
-    _check_one_vocabulary(opened, line)
-    named = {str(reference): checkpoint for reference, checkpoint in opened.items()}
-    if source in named:
-        return named[source]
-    if source not in ("base", "union"):
-        raise RaymergeError(
-            Problem(
-                subject="tokenizer_source",
-                message=f"found {source}, which is no model of this recipe",
-                remedy="expected base, union or one of the models",
-                line=line,
-            )
-        )
-    return None
-
-
-def _check_one_vocabulary(opened: Mapping[ModelReference, Checkpoint], line: int | None) -> None:
-    known: dict[str, Checkpoint] = {}
-    for checkpoint in opened.values():
-        known.setdefault(vocabulary_identity(checkpoint), checkpoint)
-    if len(known) > 1:
-        first, second = list(known.values())[:2]
-        raise RaymergeError(
-            Problem(
-                subject="tokenizer_source",
-                message=f"{first.reference} and {second.reference} have different vocabularies: cannot be aligned yet",
-                remedy="merge models that share a vocabulary",
-                line=line,
-            )
-        )
+    if problems:
+        raise RaymergeError(*problems)
+    return {reference: each for reference, each in found.items() if isinstance(each, Member)}
 
 
 def _check_template(

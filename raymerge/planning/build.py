@@ -21,7 +21,7 @@ from raymerge.planning.jobs import JobMaker, Rules, is_head, is_kept
 from raymerge.planning.layouts import Layouts, align_layouts
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
-from raymerge.planning.nouns import Plan, ShardTask, TensorJob
+from raymerge.planning.nouns import AlignedVocabulary, Plan, ShardTask, TensorJob
 from raymerge.planning.parameters import Problems, check_names
 from raymerge.planning.phases import survey_passes, survey_problems, surveyed_names
 from raymerge.planning.rows import parameter_rows
@@ -57,6 +57,7 @@ def build_plan(
     known_problems: Iterable[Problem] = (),
     known_warnings: Iterable[Problem] = (),
     tokenizer_donor: Checkpoint | None = None,
+    vocabulary: AlignedVocabulary | None = None,
 ) -> Plan:
     """Plan a merge. `opened` holds every model of the recipe that could be opened.
 
@@ -121,6 +122,7 @@ def build_plan(
         chat_template=recipe.chat_template,
         copy_tokenizer=options.copy_tokenizer,
         tokenizer_donor=tokenizer_donor or donor,
+        vocabulary=vocabulary,
         summary=plan_summary(
             recipe, opened, options.random_seed, options.shard_bytes, method_sha256=maker.rules.method_sha256
         ),

@@ -234,7 +234,7 @@ class JobMaker:
         subject = f"{site.output}"
         message = f"{other.lane.label} has shape {other.ref.spec.shape}, {first.lane.label} {first.ref.spec.shape}"
         if _is_vocabulary(site.output, first.ref.spec.shape, other.ref.spec.shape):
-            remedy = "the vocabularies differ: tokenizer_source: base or union would align them (not yet supported)"
+            remedy = "the vocabularies differ: set tokenizer_source: base or union to align them"
         else:
             remedy = "set on_mismatch: base, or drop the model"
         key = (other.lane.label, f"shape {remedy}")

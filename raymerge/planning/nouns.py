@@ -145,6 +145,36 @@ class LedgerLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedRows:
+    """What became of a model's embedding in the output's vocabulary.
+
+    `matched` tokens have the model's own rows, `filled` says of how many others where their rows come from, `dropped`
+    tokens of the model are not in the output; `padding` rows without a token are kept.
+    """
+
+    model: str
+    matched: int
+    filled: tuple[tuple[str, int], ...]
+    dropped: int
+    padding: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedVocabulary:
+    """The output's vocabulary where it is not simply the donor's.
+
+    `source` is as in the recipe. `files` are those of the tokenizer and the generation config that differ from the
+    donor's; None for what would contradict them and is left out.
+    """
+
+    source: str
+    token_count: int
+    row_count: int
+    rows: tuple[AlignedRows, ...]
+    files: Mapping[str, bytes | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything a run needs, decided. Same digest, same bytes.
 
@@ -170,6 +200,7 @@ class Plan:
     chat_template: str | None = None
     copy_tokenizer: bool = True
     tokenizer_donor: Checkpoint | None = None
+    vocabulary: AlignedVocabulary | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     surveyed: tuple[str, ...] = ()
     survey_passes: int = 0

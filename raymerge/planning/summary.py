@@ -27,6 +27,8 @@ def plan_summary(
         "parameters": _settings(recipe.parameters),
         "dtype": recipe.dtype.recipe_name if recipe.dtype else None,
         "out_dtype": recipe.out_dtype.recipe_name if recipe.out_dtype else None,
+        "tokenizer_source": recipe.tokenizer_source,
+        "tokenizer": recipe.tokenizer,
         "keep_dtype": list(recipe.keep_dtype),
         "on_missing": recipe.on_missing.value,
         "on_mismatch": recipe.on_mismatch.value,

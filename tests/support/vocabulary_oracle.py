@@ -62,6 +62,7 @@ def aligned(
     donor = models[base or 0] if source == UNION else models[int(source)]
     kept = max(donor.tokens.values()) + 1 if source == UNION else len(donor.rows)
     names: dict[int, Any] = {place: token for token, place in tokens.items()}
+    used = [set(model.tokens.values()) for model in models]
     result = []
     for model in range(len(models)):
         out = np.zeros((count, models[0].rows.shape[1]))
@@ -70,7 +71,7 @@ def aligned(
                 rule = (rules or {}).get(names[place])
                 out[place] = _token_row(models, model, base, names[place], rule)
             elif place < kept:
-                out[place] = _choose([_padding(each, place) for each in models], model, base)
+                out[place] = _choose(_paddings(models, place, used), model, base)
         result.append(out)
     return result
 
@@ -85,9 +86,12 @@ def _token_row(models: Sequence[Embedded], own: int, base: int | None, token: st
     return _choose(found, own, base)
 
 
-def _padding(model: Embedded, place: int) -> Rows | None:
-    """A row that no token of the model has."""
-    return model.rows[place] if place < len(model.rows) and place not in set(model.tokens.values()) else None
+def _paddings(models: Sequence[Embedded], place: int, used: Sequence[set[int]]) -> list[Rows | None]:
+    """For each model its row of that number, if no token of the model has it."""
+    return [
+        model.rows[place] if place < len(model.rows) and place not in taken else None
+        for model, taken in zip(models, used, strict=True)
+    ]
 
 
 def _choose(found: Sequence[Rows | None], own: int, base: int | None) -> Rows | float:
