@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
 
 from raymerge.errors import Problem, UsageError
 from raymerge.planning.build import PlanOptions
 from raymerge.planning.memory import DEFAULT_TASK_MEMORY_BYTES, MemoryRules
+from raymerge.recipe.suggest import did_you_mean
 from raymerge.sizes import parse_size
 from raymerge.storage import store_for
 
@@ -97,6 +99,25 @@ class MergeOptions:
             copy_tokenizer=self.copy_tokenizer,
             device=self.device,
         )
+
+
+class UnknownOptionError(UsageError, TypeError):
+    """A keyword that no merge has; a TypeError too, as for any other function."""
+
+
+def merge_options(given: Mapping[str, Any]) -> MergeOptions:
+    """The options of these keywords. Raises UsageError for values that cannot be, and for names that are none."""
+    names = [each.name for each in fields(MergeOptions)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        known = f"expected {', '.join(names)}"
+        raise UnknownOptionError(
+            *(
+                Problem(subject=name, message="is no option", remedy=did_you_mean(name, names) or known)
+                for name in unknown
+            )
+        )
+    return MergeOptions(**given)
 
 
 def available_cpus() -> int:

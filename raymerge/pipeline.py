@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymerge.errors import PlanError, RecipeError
+from raymerge.errors import ExecutionError, PlanError, Problem, RecipeError, UsageError
 from raymerge.events import Event
+from raymerge.merging.receipts import nonfinite_problems
 from raymerge.methods import load_methods
 from raymerge.opening import keep_in_cache, open_models
-from raymerge.options import MergeOptions
+from raymerge.options import MergeOptions, merge_options
 from raymerge.output.journal import (
     Destination,
     begin,
@@ -24,7 +26,7 @@ from raymerge.output.tokenizer_choice import choose_tokenizer
 from raymerge.planning.binding import model_references
 from raymerge.planning.build import build_plan
 from raymerge.planning.jobs import CONVERT
-from raymerge.planning.nouns import Plan
+from raymerge.planning.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
@@ -54,8 +56,8 @@ def merge(
     `config` is a path, a URL, YAML text or a mapping. The same call continues what an earlier one did not finish.
     Raises RaymergeError: before anything is written where the recipe, its inputs or the destination are to blame.
     """
-    chosen = MergeOptions(**options)
-    target = normalize_url(str(out))
+    chosen = merge_options(options)
+    target = _target(out)
     watch = Watch(on_event)
     # A private Ray starts while the plan is made.
     with open_runner(chosen, watch, expect_work=_likely_needs_workers(config, target)) as runner:
@@ -63,28 +65,30 @@ def merge(
         if chosen.keep_inputs and keep_in_cache(planned.models):
             planned, destination = _plan_for(config, target, chosen)
         known = known_receipts(planned, destination)
+        _refuse_nonfinite(known, chosen)
         work = shards_to_do(planned, destination, known)
         runner.check(planned, target, work)
-        begin(planned, destination, side_files(planned, write_model_card=chosen.write_model_card))
+        small = side_files(planned, write_model_card=chosen.write_model_card)
+        begin(planned, destination, small, is_tolerant=chosen.nan == "warn")
         watch(run_started(planned, destination, work))
         if needs_survey(planned, work):
             planned = runner.survey(planned, target)
             work = shards_to_do(planned, destination, known)
         receipts = [*known, *runner.run(planned, target, work)]
-        finish(planned, target, receipts)
+        finish(planned, target, receipts, small)
     return watch.result(planned, destination, receipts)
 
 
 def tensors(config: Config, **options: Unpack[MergeKeywords]) -> Iterator[tuple[str, torch.Tensor]]:
     """The output's tensors by name, in the order of its files, merged one at a time and written nowhere.
 
-    Takes the options that bear on values (`random_seed`, `device`, ...); memory holds one tensor and its inputs.
+    Takes the options that bear on values (`random_seed`, `device`, `nan`, ...); memory holds one tensor and its inputs.
     """
     from raymerge.merging.memory import merged_tensors
 
-    chosen = MergeOptions(**options)
+    chosen = merge_options(options)
     planned = InlineRunner(chosen, ignore_event).survey(_make_plan(config, None, chosen), "")
-    yield from merged_tensors(planned, device=chosen.device)
+    yield from merged_tensors(planned, device=chosen.device, fail_on_nonfinite=chosen.nan == "error")
 
 
 def plan(config: Config, out: str | Path | None = None, **options: Unpack[MergeKeywords]) -> Plan:
@@ -92,16 +96,32 @@ def plan(config: Config, out: str | Path | None = None, **options: Unpack[MergeK
 
     Raises PlanError with everything that is wrong.
     """
-    chosen = MergeOptions(**options)
+    chosen = merge_options(options)
     if out is None:
         return _make_plan(config, None, chosen)
-    planned, _ = _plan_for(config, normalize_url(str(out)), chosen)
+    planned, _ = _plan_for(config, _target(out), chosen)
     return planned
 
 
 def load_recipe(config: Config) -> Recipe:
     """Raises RecipeError with everything that is wrong with the recipe's form."""
     return check_recipe(read_recipe_text(config, read_url=_read_url))
+
+
+def _target(out: str | Path) -> str:
+    """The output's place; an empty name would be the working directory, which nobody means."""
+    if not isinstance(out, str | os.PathLike) or not str(out).strip():
+        raise UsageError(Problem(subject="out", message=f"found {out!r}", remedy="name a folder or a URL"))
+    return normalize_url(str(out))
+
+
+def _refuse_nonfinite(known: Sequence[ShardReceipt], options: MergeOptions) -> None:
+    """Values that an earlier run only warned of are an error for this one, whoever made them."""
+    if options.nan != "error":
+        return
+    found = [problem for each in known for problem in nonfinite_problems(each.file_name, dict(each.nonfinite))]
+    if found:
+        raise ExecutionError(*found)
 
 
 def _plan_for(config: Config, out: str, options: MergeOptions) -> tuple[Plan, Destination]:

@@ -17,7 +17,7 @@ from raymerge.sizes import format_size
 class MergeResult:
     """What a merge made. `kept_count` shards were finished by an earlier run of the same plan.
 
-    `nonfinite` counts results that are not finite by tensor, for the shards this run made; `peak_bytes` is the largest
+    `nonfinite` counts merged values that are not finite by tensor, in kept shards too; `peak_bytes` is the largest
     memory of a worker, its baseline included.
     """
 

@@ -53,7 +53,14 @@ WriteModelCard = Annotated[
     bool, _common("--write-model-card/--no-write-model-card", help="Write a README.md that describes the merge.")
 ]
 Overwrite = Annotated[bool, _common("--overwrite", help="Replace another merge, or foreign weight files, in OUT.")]
-Nan = Annotated[NonFinite, _common("--nan", help="What a result that is not a finite number does.")]
+Nan = Annotated[
+    NonFinite,
+    _common(
+        "--nan",
+        help="What a merged value that is not a finite number does. Tensors that are copied as they are pass unread; "
+        "raymerge verify OUT --full looks at them too.",
+    ),
+]
 KeepInputs = Annotated[
     bool, _common("--keep-inputs", help="Download hub models into the local hub cache instead of reading ranges.")
 ]

@@ -9,11 +9,12 @@ import numpy as np
 
 from raymerge.compute.operations import open_operations
 from raymerge.dtypes import DType
+from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.scan import read_held
 from raymerge.merging.tensor import merge_held
 from raymerge.planning.jobs import COPY
 from raymerge.planning.memory import BLOCK_ELEMENTS
-from raymerge.planning.nouns import Plan
+from raymerge.planning.nouns import Plan, TensorJob
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,13 @@ _TORCH_NAMES = {
 }
 
 
-def merged_tensors(plan: Plan, *, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every output tensor with its name, in file order, on the CPU."""
+def merged_tensors(
+    plan: Plan, *, device: str = "cpu", fail_on_nonfinite: bool = True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every output tensor with its name, in file order, on the CPU.
+
+    Raises ExecutionError for merged values that are not finite, where these are an error.
+    """
     import torch
 
     operations = open_operations(device)
@@ -46,11 +52,21 @@ def merged_tensors(plan: Plan, *, device: str = "cpu") -> Iterator[tuple[str, to
             out = raw[0]
             if job.method != COPY:
                 out = np.empty(job.output.nbytes, dtype=np.uint8)
-                merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
+                count = merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
+                if count and fail_on_nonfinite:
+                    raise ExecutionError(_not_finite(job, count))
             dtype = getattr(torch, _TORCH_NAMES[job.output.dtype])
             # torch does not view no bytes as wider elements
             made = torch.from_numpy(out).view(dtype) if out.size else torch.empty(0, dtype=dtype)
             yield job.output.name, made.reshape(job.output.shape)
+
+
+def _not_finite(job: TensorJob, count: int) -> Problem:
+    return Problem(
+        subject=job.output.name,
+        message=f"{count} of {job.output.element_count} results are not finite",
+        remedy='check the inputs (raymerge verify MODEL --full), or go on with nan="warn"',
+    )
 
 
 def _buffer(nbytes: int) -> Any:

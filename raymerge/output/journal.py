@@ -7,7 +7,7 @@ model; whatever dies in between is continued by running the same plan again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -29,9 +29,11 @@ from raymerge.output.tokenizer import is_copied_name
 from raymerge.planning.header import shard_header, shard_nbytes
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.storage import ObjectInfo, base_name, is_local, join_url, store_for
+from raymerge.storage.crc32 import crc32
 
 INDEX_NAME = "model.safetensors.index.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json", ".bin.index.json")
+MAX_SIDE_FILE_BYTES = 256 << 20
 _CONCURRENT_HEADERS = 16
 
 
@@ -54,6 +56,12 @@ class Destination:
     @property
     def is_complete(self) -> bool:
         return self.manifest is not None and self.manifest.state is State.COMPLETE
+
+    @property
+    def may_hold_nonfinite(self) -> bool:
+        """Whether `kept` shards may hold merged values that are not finite, of which there is no note."""
+        is_unfinished = self.manifest is None or self.manifest.is_tolerant
+        return bool(self.kept) and is_unfinished
 
 
 def is_weight_file(name: str) -> bool:
@@ -116,9 +124,10 @@ def _own_weights(plan: Plan) -> set[str]:
     return names | {INDEX_NAME} if len(names) > 1 else names
 
 
-def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes]) -> None:
+def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes], *, is_tolerant: bool = False) -> None:
     """Make the folder this plan's: old markers and foreign files go first, then the manifest and the small files.
 
+    `is_tolerant` says that shards may get values that are not finite: what continues this output has to look for them.
     Raises PlanError, with nothing written, where another plan has made it its own since it was looked at.
     """
     out, store = destination.out, store_for(destination.out)
@@ -126,53 +135,86 @@ def begin(plan: Plan, destination: Destination, side_files: Mapping[str, bytes])
     is_ours = manifest is not None and manifest.plan_digest == plan.digest
     # What was not there a moment ago is not this plan's to remove.
     markers = (MANIFEST_NAME, INDEX_NAME) if destination.is_used and not is_ours else ()
-    # The same plan may come with another chat template; without a tokenizer, what is there may be the user's own.
-    replaces = not is_ours or TOKENIZER_CONFIG in side_files
-    stale = (name for name in destination.stale if replaces and name not in side_files)
-    for name in (*markers, *destination.foreign, *stale):
+    stale = {*_outlived(destination, side_files)} if is_ours else {*destination.stale} - {*side_files}
+    for name in (*markers, *destination.foreign, *sorted(stale)):
         store.delete(join_url(out, name))
+    started = running_manifest(
+        plan, side_files=side_files, is_tolerant=is_tolerant or (is_ours and destination.may_hold_nonfinite)
+    )
     if not is_ours:
-        _claim(plan, out)
+        _claim(plan, out, started)
     elif not destination.is_complete or len(destination.kept) < len(plan.shards):
-        store.put(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan)))
+        store.put(join_url(out, MANIFEST_NAME), to_bytes(started))
     for name, data in side_files.items():
         store.put(join_url(out, name), data)
 
 
-def _claim(plan: Plan, out: str) -> None:
+def _outlived(destination: Destination, side_files: Mapping[str, bytes]) -> Iterator[str]:
+    """Small files of an earlier run of the same plan that this one would not write: the chat template or the tokenizer
+    may be another now, or not wanted. What a run has not written, or somebody changed since, is not its to remove.
+    """
+    store = store_for(destination.out)
+    written = destination.manifest.side_files if destination.manifest is not None else {}
+    for name in destination.stale if TOKENIZER_CONFIG in side_files else ():
+        if name not in side_files:
+            yield name
+    for name in written.keys() - side_files.keys():
+        try:
+            content = store.read(join_url(destination.out, name), max_bytes=MAX_SIDE_FILE_BYTES)
+        except NotFoundError:
+            continue  # somebody else was faster
+        if crc32(content) == written[name]:
+            yield name
+
+
+def _claim(plan: Plan, out: str, started: Manifest) -> None:
     """Write the manifest where there is none; one that came meanwhile has to be of the same plan."""
-    if store_for(out).put_new(join_url(out, MANIFEST_NAME), to_bytes(running_manifest(plan))):
+    if store_for(out).put_new(join_url(out, MANIFEST_NAME), to_bytes(started)):
         return
     manifest, problem = _read_manifest(out)
     if manifest is None or manifest.plan_digest != plan.digest:
         raise PlanError(_other_plan(out, manifest, plan) if manifest is not None else problem or "no manifest")
+    if started.is_tolerant and manifest.state is State.RUNNING:
+        store_for(out).put(join_url(out, MANIFEST_NAME), to_bytes(started))
 
 
-def finish(plan: Plan, out: str, receipts: Iterable[ShardReceipt]) -> Manifest:
+def finish(
+    plan: Plan, out: str, receipts: Iterable[ShardReceipt], side_files: Mapping[str, bytes] | None = None
+) -> Manifest:
     """Write the index and then the success marker, and remove what dead writers left."""
     store = store_for(out)
-    crc32 = {receipt.file_name: receipt.crc32 for receipt in receipts}
+    receipts = tuple(receipts)
+    checksums = {receipt.file_name: receipt.crc32 for receipt in receipts}
+    nonfinite = {receipt.file_name: dict(receipt.nonfinite) for receipt in receipts}
     index = index_json(plan.shards)
     if index is not None:
         store.put(join_url(out, INDEX_NAME), index)
     store.clean(out, names=tuple(shard.file_name for shard in plan.shards))
-    manifest = completed(running_manifest(plan), crc32)
+    manifest = completed(running_manifest(plan, side_files=side_files), checksums, nonfinite)
     store.put(join_url(out, MANIFEST_NAME), to_bytes(manifest))
     return manifest
 
 
 def known_receipts(plan: Plan, destination: Destination) -> tuple[ShardReceipt, ...]:
-    """Receipts of finished shards whose checksum need not be read: a complete manifest or the store knows it."""
-    told = {}
+    """Receipts of finished shards that need not be read: a complete manifest or the store knows their checksums.
+
+    Those that may hold values that are not finite, while nobody has noted which, are read.
+    """
+    if destination.may_hold_nonfinite:
+        return ()
+    told, nonfinite = {}, {}
     if destination.manifest is not None and destination.manifest.plan_digest == plan.digest:
         told = {shard.file_name: shard.crc32 for shard in destination.manifest.shards}
+        nonfinite = {shard.file_name: tuple(shard.nonfinite.items()) for shard in destination.manifest.shards}
     kept = destination.kept
     with ThreadPoolExecutor(_CONCURRENT_HEADERS, thread_name_prefix="raymerge-resume") as pool:
         found = dict(zip(kept, pool.map(lambda name: _known_crc32(told.get(name), kept[name]), kept), strict=True))
     return tuple(
-        ShardReceipt(file_name=name, nbytes=kept[name].nbytes, crc32=crc32, read_bytes=0)
-        for name, crc32 in found.items()
-        if crc32 is not None
+        ShardReceipt(
+            file_name=name, nbytes=kept[name].nbytes, crc32=checksum, read_bytes=0, nonfinite=nonfinite.get(name, ())
+        )
+        for name, checksum in found.items()
+        if checksum is not None
     )
 
 

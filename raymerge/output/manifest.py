@@ -16,6 +16,7 @@ from raymerge.errors import Problem, VerifyError
 from raymerge.planning.header import shard_nbytes
 from raymerge.planning.nouns import Plan
 from raymerge.storage import redact
+from raymerge.storage.crc32 import crc32
 
 MANIFEST_NAME = "raymerge.json"
 MAX_MANIFEST_BYTES = 64 * 2**20  # 10,000 shards have some 1 MB
@@ -31,11 +32,15 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """One planned weight file; `crc32` of the whole file is known once the output is complete."""
+    """One planned weight file; `crc32` of the whole file is known once the output is complete.
+
+    So is `nonfinite`: how many merged values are not finite, by tensor.
+    """
 
     file_name: str
     nbytes: int
     crc32: int | None = None
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +55,28 @@ class InputRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`summary` is the plan in a few plain keys, good enough to name what differs between two plans."""
+    """`summary` is the plan in a few plain keys, good enough to name what differs between two plans.
+
+    `side_files` are the small files that the run writes, with their CRC32. `is_tolerant` says of an unfinished output
+    that shards with values that are not finite may be in it.
+    """
 
     state: State
     plan_digest: str
     shards: tuple[ShardRecord, ...]
     inputs: tuple[InputRecord, ...]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    side_files: Mapping[str, int] = field(default_factory=dict)
+    is_tolerant: bool = False
 
     @property
     def nbytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def running_manifest(plan: Plan) -> Manifest:
+def running_manifest(
+    plan: Plan, *, side_files: Mapping[str, bytes] | None = None, is_tolerant: bool = False
+) -> Manifest:
     """What is written before the first shard."""
     return Manifest(
         state=State.RUNNING,
@@ -71,13 +84,21 @@ def running_manifest(plan: Plan) -> Manifest:
         shards=tuple(ShardRecord(file_name=shard.file_name, nbytes=shard_nbytes(shard)) for shard in plan.shards),
         inputs=tuple(_input_record(part) for part in _parts(plan)),
         summary=_without_credentials(plan.summary),
+        side_files={name: crc32(data) for name, data in (side_files or {}).items()},
+        is_tolerant=is_tolerant,
     )
 
 
-def completed(manifest: Manifest, crc32: Mapping[str, int]) -> Manifest:
-    """The success marker; `crc32` has the checksum of every shard's file."""
-    shards = tuple(replace(shard, crc32=crc32[shard.file_name]) for shard in manifest.shards)
-    return replace(manifest, state=State.COMPLETE, shards=shards)
+def completed(
+    manifest: Manifest, checksums: Mapping[str, int], nonfinite: Mapping[str, Mapping[str, int]] | None = None
+) -> Manifest:
+    """The success marker; `checksums` has the CRC32 of every shard's file, `nonfinite` what ShardRecord says."""
+    bad = nonfinite or {}
+    shards = tuple(
+        replace(shard, crc32=checksums[shard.file_name], nonfinite=bad.get(shard.file_name, {}))
+        for shard in manifest.shards
+    )
+    return replace(manifest, state=State.COMPLETE, shards=shards, is_tolerant=False)
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -95,7 +116,9 @@ def to_bytes(manifest: Manifest) -> bytes:
             }
             for each in manifest.inputs
         ],
+        "small": {name: f"{checksum:08x}" for name, checksum in manifest.side_files.items()},
         "summary": dict(manifest.summary),
+        **({"nan": "warn"} if manifest.is_tolerant else {}),
     }
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -118,6 +141,8 @@ def parse_manifest(text: bytes, *, subject: str) -> Manifest:
             shards=tuple(_shard_record(each) for each in document["shards"]),
             inputs=tuple(_parse_input(each) for each in document["inputs"]),
             summary=_mapping(document["summary"]),
+            side_files=dict(_side_file(*each) for each in _mapping(document.get("small", {})).items()),
+            is_tolerant=document.get("nan") == "warn",
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VerifyError(
@@ -168,6 +193,8 @@ def _without_credentials(value: Any) -> Any:
 
 def _shard_document(shard: ShardRecord) -> dict[str, Any]:
     document: dict[str, Any] = {"file": shard.file_name, "nbytes": shard.nbytes}
+    if shard.nonfinite:
+        document["nonfinite"] = dict(shard.nonfinite)
     return document if shard.crc32 is None else {**document, "crc32": f"{shard.crc32:08x}"}
 
 
@@ -177,7 +204,18 @@ def _shard_record(document: Mapping[str, Any]) -> ShardRecord:
         raise ValueError(f"{name!r} is no file name")
     if type(nbytes) is not int or nbytes < 0:
         raise ValueError(f"{nbytes!r} is no size")
-    return ShardRecord(file_name=name, nbytes=nbytes, crc32=None if crc32 is None else int(_text(crc32), 16))
+    nonfinite = _mapping(document.get("nonfinite", {}))
+    if any(type(count) is not int for count in nonfinite.values()):
+        raise ValueError(f"{name}: nonfinite holds no numbers")
+    return ShardRecord(
+        file_name=name, nbytes=nbytes, crc32=None if crc32 is None else int(_text(crc32), 16), nonfinite=nonfinite
+    )
+
+
+def _side_file(name: str, checksum: object) -> tuple[str, int]:
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} is no file in the folder")
+    return name, int(_text(checksum), 16)
 
 
 def _parse_input(document: Mapping[str, Any]) -> InputRecord:

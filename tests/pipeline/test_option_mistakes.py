@@ -1,8 +1,11 @@
 """Options of the wrong kind are refused by name, before anything is read."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import write_llama
 
 import raymerge
 from raymerge.errors import RecipeError, UsageError
@@ -27,6 +30,31 @@ def test_values_of_the_wrong_kind_are_named(name: str, value: Any) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(UsageError, match=name):
         MergeOptions(**options)
+
+
+def test_unknown_options_name_the_nearest() -> None:
+    calls = (lambda: raymerge.merge("x", "y", taskmemory="1GB"), lambda: raymerge.plan("x", taskmemory="1GB"),
+             lambda: next(raymerge.tensors("x", taskmemory="1GB")))  # fmt: skip
+    for call in calls:
+        with pytest.raises(UsageError, match=r"taskmemory: is no option; did you mean task_memory\?") as caught:
+            call()
+        assert isinstance(caught.value, TypeError)
+        assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
+    with pytest.raises(UsageError, match=r"zzz: is no option; expected executor, random_seed"):
+        raymerge.plan("x", zzz=1)
+
+
+@pytest.mark.parametrize("out", ["", "  ", None, 5, b"out"])
+def test_an_output_has_a_name(out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_llama(tmp_path / "a")
+    recipe = {"merge_method": "linear", "models": [{"model": str(tmp_path / "a"), "parameters": {"weight": 1}}]}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"out: found .*; name a folder or a URL"):
+        raymerge.merge(recipe, out, executor="inline")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    if out is not None:
+        with pytest.raises(UsageError, match="out: found"):
+            raymerge.plan(recipe, out)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
