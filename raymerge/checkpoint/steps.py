@@ -186,7 +186,8 @@ class GatherRows:
     @property
     def held_bytes(self) -> int:
         held = sum(step.held_bytes for source in self.sources for step in source.steps)
-        pieces = _READERS * PIECE_BYTES if self.runs.run_count > len(self.sources) else 0
+        stored = sum(source.nbytes for source in self.sources)
+        pieces = min(_READERS * PIECE_BYTES, stored) if self.runs.run_count > len(self.sources) else 0
         return held + pieces + _LOOK_UP_BYTES * (self.runs.run_count + self.runs.row_count)
 
     @property

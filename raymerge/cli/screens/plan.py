@@ -15,6 +15,7 @@ from rich.text import Text
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.cli.screens.problems import warning_list
 from raymerge.cli.screens.text import duration, element_count, grid, plural, value
+from raymerge.cli.screens.vocabulary import vocabulary_table, vocabulary_values
 from raymerge.planning.copies import Movement
 from raymerge.planning.nouns import LedgerLine, ParameterRow, Plan, ShardTask
 from raymerge.sizes import format_size
@@ -48,6 +49,8 @@ def plan_screen(plan: Plan, around: Surroundings) -> RenderableType:
     if plan.parameters_by_layer:
         parts += [blank, _parameters(plan)]
     parts += [blank, _figures(plan, around)]
+    if plan.vocabulary is not None:
+        parts += [blank, vocabulary_table(plan.vocabulary, letters(plan))]
     dropped = dropped_lines(plan.ledger, letters(plan))
     if dropped:
         parts += [blank, *(Text(line) for line in dropped)]
@@ -227,6 +230,7 @@ def plan_values(plan: Plan, around: Surroundings) -> dict[str, Any]:
         "donor": plan.donor.reference,
         "models": [_model_values(model) for model in plan.models],
         "parameters": [asdict(row) for row in plan.parameters_by_layer],
+        "vocabulary": vocabulary_values(plan.vocabulary),
         "ledger": [asdict(line) for line in plan.ledger],
         "shards": [_shard_values(shard) for shard in plan.shards],
         "warnings": [asdict(problem) for problem in plan.warnings],
