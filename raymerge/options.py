@@ -31,6 +31,7 @@ class MergeKeywords(TypedDict, total=False):
     task_cpus: int | None
     task_memory: int | str
     overwrite: bool
+    private: bool
     nan: Literal["error", "warn"]
     copy_tokenizer: bool
     write_model_card: bool
@@ -44,8 +45,8 @@ class MergeOptions:
 
     `task_cpus` is the number of threads that merge in one task (by default 1 on Ray, every core inline); `task_memory`
     caps one task's memory above its worker's baseline; sizes are bytes or text such as "2GB". `nan` says whether
-    a result that is not finite fails the run or is only reported. `methods` are Python files of merge
-    methods.
+    a result that is not finite fails the run or is only reported. `private` is who may see an output on the hub.
+    `methods` are Python files of merge methods.
     """
 
     executor: Executor = "ray"
@@ -56,6 +57,7 @@ class MergeOptions:
     task_cpus: int | None = None
     task_memory: int | str = DEFAULT_TASK_MEMORY_BYTES
     overwrite: bool = False
+    private: bool = True
     nan: Literal["error", "warn"] = "error"
     copy_tokenizer: bool = True
     write_model_card: bool = True

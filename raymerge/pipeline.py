@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from raymerge.merging.receipts import nonfinite_problems
 from raymerge.methods import load_methods
 from raymerge.opening import keep_in_cache, open_models
 from raymerge.options import MergeOptions, merge_options
+from raymerge.output.hub_destination import HubDestination
 from raymerge.output.journal import (
     Destination,
     begin,
@@ -33,6 +35,7 @@ from raymerge.recipe.nouns import Recipe
 from raymerge.reporting import MergeResult, Watch, ignore_event, run_started
 from raymerge.running import InlineRunner, needs_survey, open_runner, shards_to_do
 from raymerge.storage import is_local, normalize_url, store_for
+from raymerge.storage.hub_spool import written_at
 
 if TYPE_CHECKING:
     import torch
@@ -57,25 +60,34 @@ def merge(
     Raises RaymergeError: before anything is written where the recipe, its inputs or the destination are to blame.
     """
     chosen = merge_options(options)
-    target = _target(out)
+    named = _target(out)
+    target = written_at(named)
+    hub = HubDestination.of(target, private=chosen.private, overwrite=chosen.overwrite)
     watch = Watch(on_event)
     # A private Ray starts while the plan is made.
     with open_runner(chosen, watch, expect_work=_likely_needs_workers(config, target)) as runner:
         planned, destination = _plan_for(config, target, chosen)
         if chosen.keep_inputs and keep_in_cache(planned.models):
             planned, destination = _plan_for(config, target, chosen)
+        small = side_files(planned, write_model_card=chosen.write_model_card)
+        if hub is not None:
+            destination = hub.look(planned, destination, small)
         known = known_receipts(planned, destination)
         _refuse_nonfinite(known, chosen)
         work = shards_to_do(planned, destination, known)
         runner.check(planned, target, work)
-        small = side_files(planned, write_model_card=chosen.write_model_card)
+        if hub is not None:
+            hub.open()
         begin(planned, destination, small, is_tolerant=chosen.nan == "warn")
+        destination = replace(destination, out=named)
         watch(run_started(planned, destination, work))
         if needs_survey(planned, work):
             planned = runner.survey(planned, target)
             work = shards_to_do(planned, destination, known)
         receipts = [*known, *runner.run(planned, target, work)]
         finish(planned, target, receipts, small)
+        if hub is not None:
+            hub.publish()
     return watch.result(planned, destination, receipts)
 
 
@@ -99,7 +111,7 @@ def plan(config: Config, out: str | Path | None = None, **options: Unpack[MergeK
     chosen = merge_options(options)
     if out is None:
         return _make_plan(config, None, chosen)
-    planned, _ = _plan_for(config, _target(out), chosen)
+    planned, _ = _plan_for(config, written_at(_target(out)), chosen)
     return planned
 
 

@@ -28,6 +28,7 @@ from raymerge.planning.copies import needs_no_worker
 from raymerge.planning.nouns import Plan, ShardReceipt, ShardTask
 from raymerge.planning.phases import SurveyReceipt, SurveyTask, with_findings
 from raymerge.storage import is_local, join_url, parent_url, store_for
+from raymerge.storage.hub_spool import spool_folder
 
 if TYPE_CHECKING:
     from raymerge.execute.ray.session import RaySession
@@ -222,7 +223,7 @@ class RayRunner(Runner):
             self._on_event(Message(text="waiting for a private Ray to start"))
         self._session.wait()
         if not self._session.is_private:
-            problems = unshared_folders(local_configs(planned), out)
+            problems = unshared_folders(local_configs(planned), spool_folder(out))
             if problems:
                 raise PlanError(*problems)
 

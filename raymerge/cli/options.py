@@ -53,6 +53,10 @@ WriteModelCard = Annotated[
     bool, _common("--write-model-card/--no-write-model-card", help="Write a README.md that describes the merge.")
 ]
 Overwrite = Annotated[bool, _common("--overwrite", help="Replace another merge, or foreign weight files, in OUT.")]
+Private = Annotated[
+    bool,
+    _common("--private/--public", help="Who may see an OUT on the hub (hf://user/name). It is made if there is none."),
+]
 Nan = Annotated[
     NonFinite,
     _common(

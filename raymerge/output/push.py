@@ -73,7 +73,7 @@ def push(
     if card is not None:
         check_card(repo, card)
     found = open_repository(repo, private=private)
-    stale = _check_repository(found, manifest, infos, private=private, overwrite=overwrite)
+    stale = check_repository(found, manifest.plan_digest, infos, private=private, overwrite=overwrite)
     if not private:
         _warn_of_places(manifest, on_event)
     upload = Upload(seen=found)
@@ -81,7 +81,7 @@ def push(
     for shard in manifest.shards:
         kept += _send_shard(upload, infos[shard.file_name], shard, on_event)
     shards = {shard.file_name for shard in manifest.shards}
-    for name, data in _side_files(out_url, infos, shards):
+    for name, data in side_files_of(out_url, infos, shards):
         upload.add(name, data)
     for name in stale:
         upload.delete(name)
@@ -149,8 +149,8 @@ def _card(out_url: str, infos: Mapping[str, ObjectInfo]) -> str | None:
     return store_for(out_url).read(infos[CARD_NAME].url, max_bytes=_MAX_SIDE_FILE_BYTES).decode("utf-8", "replace")
 
 
-def _check_repository(
-    found: Repository, manifest: Manifest, ours: Collection[str], *, private: bool, overwrite: bool
+def check_repository(
+    found: Repository, plan_digest: str, ours: Collection[str], *, private: bool, overwrite: bool
 ) -> tuple[str, ...]:
     """Files of the repository to remove. Raises PlanError where it is not as asked, or holds something else."""
     problems = []
@@ -159,8 +159,9 @@ def _check_repository(
         remedy = f"add --{said} to push there all the same, or make it {other} in its settings"
         problems.append(Problem(subject=found.repo, message=f"exists and is {said}", remedy=remedy))
     weights = [name for name in found.files if "/" not in name and is_weight_file(name)]
-    published = _published(found)
-    if not overwrite and (published or weights) and published != manifest.plan_digest:
+    shown = published_manifest(found)
+    published = shown.plan_digest if shown is not None else ""
+    if not overwrite and (published or weights) and published != plan_digest:
         what = f"another merge (plan {published[:8]})" if published else f"other weights ({min(weights)})"
         remedy = "choose another name, or --overwrite to replace them in one commit"
         problems.append(Problem(subject=found.repo, message=f"holds {what}", remedy=remedy))
@@ -169,15 +170,15 @@ def _check_repository(
     return tuple(name for name in weights if name not in ours)
 
 
-def _published(found: Repository) -> str:
-    """The digest of the merge that the repository holds; "" where there is none."""
+def published_manifest(found: Repository) -> Manifest | None:
+    """The manifest of the merge that the repository holds; None where there is none."""
     if MANIFEST_NAME not in found.files:
-        return ""
+        return None
     url = f"hf://{found.repo}@{found.commit}/{MANIFEST_NAME}"
     try:
-        return parse_manifest(store_for(url).read(url, max_bytes=MAX_MANIFEST_BYTES), subject=url).plan_digest
+        return parse_manifest(store_for(url).read(url, max_bytes=MAX_MANIFEST_BYTES), subject=url)
     except VerifyError:  # something else of that name: other weights are looked for by themselves
-        return ""
+        return None
 
 
 def _send_shard(upload: Upload, info: ObjectInfo, shard: ShardRecord, on_event: Callable[[Event], None]) -> bool:
@@ -233,7 +234,7 @@ def _checked_sha256(path: Path, shard: ShardRecord) -> bytes:
     return sha.digest()
 
 
-def _side_files(out_url: str, infos: Mapping[str, ObjectInfo], shards: set[str]) -> Iterator[tuple[str, bytes]]:
+def side_files_of(out_url: str, infos: Mapping[str, ObjectInfo], shards: set[str]) -> Iterator[tuple[str, bytes]]:
     """The small files by their path in the output; those of folders that modules.json names too."""
     store = store_for(out_url)
     for name, info in infos.items():

@@ -50,6 +50,10 @@ def _store(scheme: str) -> Store:
         from raymerge.storage.hub import HubStore
 
         return HubStore()
+    if scheme == "hf-spool":
+        from raymerge.storage.hub_spool import SpoolStore
+
+        return SpoolStore()
     from raymerge.storage.generic import GenericStore
 
     return GenericStore(scheme)

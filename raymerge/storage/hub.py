@@ -303,7 +303,7 @@ def _read_only(url: str) -> StorageError:
     return StorageError(
         Problem(
             subject=url,
-            message="a merge cannot be written to the hub directly",
-            remedy=f"merge to a folder or to s3://, then: raymerge push OUT {parse_hub_url(url).repo}",
+            message="a commit of the hub cannot be written to",
+            remedy=f"merge to hf://{parse_hub_url(url).repo}, or: raymerge push OUT {parse_hub_url(url).repo}",
         )
     )

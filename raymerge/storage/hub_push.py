@@ -50,17 +50,19 @@ class Upload:
 
     def send(self, name: str, path: Path, *, sha256: bytes) -> None:
         """Send a large file's content, unless the hub has content of this hash; the file is not needed afterwards."""
+        self._operations.append(_sent(self.seen.repo, name, path, sha256))
+        self.keep(name, sha256=sha256)
+
+    def show(self, name: str, *, nbytes: int, sha256: bytes) -> None:
+        """A large file that `send_ahead` sent, maybe from another process."""
         from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.lfs import UploadInfo
 
-        def run() -> Any:
-            addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            addition.upload_info.sha256 = sha256
-            _api().preupload_lfs_files(self.seen.repo, additions=[addition])
-            if addition.path_or_fileobj:  # the hub wants it in the commit itself: a small file of a repository's rules
-                addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes())
-            return addition
-
-        self._operations.append(_call(run, f"{self.seen.repo}/{name}"))
+        addition: Any = CommitOperationAdd(path_in_repo=name, path_or_fileobj=b"")
+        addition.upload_info = UploadInfo(sha256=sha256, size=nbytes, sample=b"")
+        # So does the library mark what it has uploaded; there is nothing left to upload from.
+        addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True  # noqa: SLF001
+        self._operations.append(addition)
         self.keep(name, sha256=sha256)
 
     def keep(self, name: str, *, sha256: bytes) -> None:
@@ -106,6 +108,29 @@ class Upload:
         return not gone & files.keys() and all(
             name in files and files[name].hash in hashes for name, hashes in self._hashes.items()
         )
+
+
+def send_ahead(repo: str, name: str, path: Path, *, sha256: bytes) -> bool:
+    """Send a large file's content, unless the hub has it; nothing shows it before a commit does.
+
+    False where the hub wants the file in the commit itself: a small one, by the repository's own rules.
+    """
+    show_progress(False)
+    return not _sent(repo, name, path, sha256).path_or_fileobj
+
+
+def _sent(repo: str, name: str, path: Path, sha256: bytes) -> Any:
+    from huggingface_hub import CommitOperationAdd
+
+    def run() -> Any:
+        addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+        addition.upload_info.sha256 = sha256
+        _api().preupload_lfs_files(repo, additions=[addition])
+        if addition.path_or_fileobj:  # the hub wants it in the commit itself: a small file of a repository's rules
+            addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes())
+        return addition
+
+    return _call(run, f"{repo}/{name}")
 
 
 def require_token(repo: str) -> None:

@@ -372,10 +372,10 @@ def test_the_command_without_a_token_says_what_to_do(
     assert "HF_TOKEN" in text
 
 
-def test_a_merge_into_the_hub_points_to_push(hub: HubServer, models: Path) -> None:
+def test_a_merge_into_a_commit_of_the_hub_points_to_the_model(hub: HubServer, models: Path) -> None:
     code, text = run(
-        "merge", "-", f"hf://{REPO}", "--executor", "inline", input=json.dumps(two_tune_recipe(models)) + "\n"
+        "merge", "-", f"hf://{REPO}@main", "--executor", "inline", input=json.dumps(two_tune_recipe(models)) + "\n"
     )
     assert code == 2
-    assert "raymerge push OUT user/merged" in text
-    assert all(request.method == "GET" for request in hub.requests)
+    assert f"write hf://{REPO}" in text
+    assert hub.requests == []

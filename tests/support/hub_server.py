@@ -97,6 +97,7 @@ class HubServer:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "RAYMERGE_SPOOL": str(self.root / "spool"),
         }
 
     @property

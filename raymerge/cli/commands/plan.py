@@ -25,6 +25,7 @@ from raymerge.planning.nouns import Plan
 from raymerge.planning.prediction import predict
 from raymerge.running import WORKER_BASELINE_BYTES
 from raymerge.storage import is_local, normalize_url, store_for
+from raymerge.storage.hub_spool import written_at
 
 ESTIMATE = "Estimate"
 
@@ -60,6 +61,7 @@ def plan(
     copy_tokenizer: options.CopyTokenizer = True,
     write_model_card: options.WriteModelCard = True,
     overwrite: options.Overwrite = False,
+    private: options.Private = True,
     nan: options.Nan = options.NonFinite.ERROR,
     keep_inputs: options.KeepInputs = False,
     methods: options.Methods = None,
@@ -93,6 +95,7 @@ def plan(
             address=address,
             task_cpus=task_cpus or compatibility.threads,
             overwrite=overwrite,
+            private=private,
             nan=nan.value,
             copy_tokenizer=copy_tokenizer,
             write_model_card=write_model_card,
@@ -105,7 +108,7 @@ def plan(
             out=out or "",
             free_bytes=free_bytes(target),
             host_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            resume=resume_text(inspect_destination(made, normalize_url(target), overwrite=overwrite)) if target else "",
+            resume=resume_at(made, target, overwrite=overwrite) if target else "",
             movement=store_movement(made, target),
             task_count=task_count(len(made.shards), executor=executor, task_cpus=task_cpus or compatibility.threads),
         )
@@ -147,6 +150,10 @@ def store_movement(made: Plan, out: str | None) -> Movement | None:
     """What moves, and what the store of `out` copies by itself; None for no output, and for a disk, where all moves."""
     url = normalize_url(out) if out is not None else ""
     return None if is_local(url) else movement(made.shards, store_for(url))
+
+
+def resume_at(made: Plan, out: str, *, overwrite: bool) -> str:
+    return resume_text(inspect_destination(made, written_at(normalize_url(out)), overwrite=overwrite))
 
 
 def resume_text(found: Destination) -> str:
