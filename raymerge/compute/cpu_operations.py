@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from raymerge.compute import kernels, row_kernels, type_kernels  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute import kernels, row_kernels, selection_kernels, sum_kernels, type_kernels  # isort: skip
+# first, above: the kernels settle numba's cache folder
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from raymerge.compute.operations import (
     WEIGHT_ROUNDING,
     Array,
     Buffer,
+    Drawn,
     Limit,
     Mask,
     Operations,
@@ -24,12 +26,13 @@ from raymerge.compute.sums import CHUNK_ELEMENTS
 from raymerge.dtypes import DType
 
 _STORED: dict[DType, Any] = {DType.F16: np.uint16, DType.BF16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
+_SINGLE: np.dtype[Any] = np.dtype(np.float32)
 _16_BIT = (DType.F16, DType.BF16)
 _BITS: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
 class CpuOperations(Operations):
-    """See Operations. Arrays are numpy's."""
+    """See Operations. Arrays are numpy's; those of uint16 hold bfloat16 codes, which most kernels decode on the way."""
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[str, Any], NDArray[Any]] = {}
@@ -50,7 +53,14 @@ class CpuOperations(Operations):
             np.copyto(out, stored, casting="same_kind")
         return out
 
+    def view(self, raw: Buffer, dtype: DType) -> Array | None:
+        if dtype is not DType.BF16:
+            return None
+        codes = np.frombuffer(raw, np.uint16)
+        return codes if codes.flags.aligned else None
+
     def encode(self, array: Array, dtype: DType, out: Buffer) -> int:
+        array = _floats(array)
         stored = np.frombuffer(out, _STORED[dtype])
         if dtype is DType.BF16:
             return int(type_kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
@@ -72,11 +82,11 @@ class CpuOperations(Operations):
 
     def deltas(self, x: Sequence[Array], base: Array) -> tuple[Array, ...]:
         with np.errstate(all="ignore"):
-            return tuple(each - base for each in x)
+            return tuple(_floats(each) - _floats(base) for each in x)
 
     def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
-        out = _empty(arrays[0].size, arrays[0].dtype)
-        kernels.weighted_sum(_addresses(arrays), np.array(coefficients, np.float64), out)
+        out = _empty(arrays[0].size, _float_type(arrays[0]))
+        kernels.weighted_sum(_inputs(arrays), np.array(coefficients, np.float64), out)
         return out
 
     def masked_sum(
@@ -87,10 +97,10 @@ class CpuOperations(Operations):
         coefficients: Sequence[float],
         factor: float = 1.0,
     ) -> Array:
-        out = _empty(x[0].size, x[0].dtype)
+        out = _empty(x[0].size, _float_type(x[0]))
         kernels.masked_sum(
-            _addresses(x),
-            *_kept(masks, x[0].dtype),
+            _inputs(x),
+            _masks(masks, out.dtype),
             np.array(coefficients, np.float64),
             *_base(base, x[0]),
             float(factor),
@@ -111,11 +121,11 @@ class CpuOperations(Operations):
         count_votes: bool = False,
         gains: Sequence[float] | None = None,
     ) -> Array:
-        out = _empty(x[0].size, x[0].dtype)
+        out = _empty(x[0].size, _float_type(x[0]))
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
         kernels.elect(
-            _addresses(x),
-            *_kept(masks, x[0].dtype),
+            _inputs(x),
+            _masks(masks, out.dtype),
             np.array(coefficients, np.float64),
             np.array(gains or (), np.float64),
             gains is not None,
@@ -135,24 +145,31 @@ class CpuOperations(Operations):
     def read_counts(self, counts: Array) -> NDArray[np.int64]:
         return counts.astype(np.int64)  # type: ignore[no-any-return]
 
+    def magnitude_bits(self, x: Array) -> int:
+        return 8 * _float_type(x).itemsize - 1
+
     def count_magnitudes(self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int) -> int:
-        values = self._reuse("magnitudes", x.dtype, kernels.TILE)
-        bits = values.view(_BITS[x.dtype])
-        if low == 0 and (len(counts) - 1) << shift >= 1 << (8 * x.dtype.itemsize - 1):
-            return int(kernels.histogram_high(x, *_base(base, x), bits, values, shift, counts))
-        return int(kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts))
+        values = self._tile(x)
+        bits = values.view(_BITS[values.dtype])
+        if low == 0 and (len(counts) - 1) << shift >= 1 << (8 * values.itemsize - 1):
+            return int(selection_kernels.histogram_high(x, *_base(base, x), bits, values, shift, counts))
+        return int(selection_kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts))
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
         out = _empty(x.size, np.uint8)
-        exact = x.dtype.type(threshold)
-        kernels.top_mask(x, *_base(base, x), exact if exact == threshold else np.float64(threshold), cut, out)
+        values = self._tile(x)
+        exact = values.dtype.type(threshold)
+        limit = exact if exact == threshold else np.float64(threshold)
+        selection_kernels.top_mask(x, *_base(base, x), limit, cut, values, out)
         return out
 
     def count_equal(self, x: Array, base: Array | None, threshold: float) -> int:
-        return int(kernels.count_equal(x, *_base(base, x), x.dtype.type(threshold)))
+        values = self._tile(x)
+        return int(selection_kernels.count_equal(x, *_base(base, x), values.dtype.type(threshold), values))
 
     def index_after_equals(self, x: Array, base: Array | None, threshold: float, wanted: int) -> int:
-        return int(kernels.index_after_equals(x, *_base(base, x), x.dtype.type(threshold), wanted))
+        limit = _float_type(x).type(threshold)
+        return int(selection_kernels.index_after_equals(x, *_base(base, x), limit, wanted))
 
     def no_mask(self, count: int) -> Mask:
         return np.zeros(count, np.uint8)
@@ -165,19 +182,35 @@ class CpuOperations(Operations):
             kernels.random_mask(np.uint64(key), np.uint64(start), np.uint64(limit), out)
         return out
 
+    def draw(self, key: int, start: int, count: int, limit: int) -> Mask:  # noqa: ARG002
+        return None if limit >= 1 << 64 else Drawn(key=key, start=start, limit=limit)
+
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         out = np.empty((-(-x[0].size // chunk), len(x), len(x)))
-        kernels.chunk_gram(_addresses(x), *_base(base, x[0]), chunk, x[0], out)
+        like = self._tile(x[0])
+        none = _masks([None] * len(x), like.dtype)
+        sum_kernels.chunk_gram(_inputs(x), none, *_base(base, x[0]), x[0].size, chunk, like, out)
         return out
 
     def chunk_sums(
         self, x: Array, base: Array | None, mask: Mask, *, squared: bool = False, chunk: int = CHUNK_ELEMENTS
     ) -> NDArray[np.float64]:
         out = np.empty(-(-x.size // chunk))
-        (address,) = _addresses((x,))
-        (mask_address,), (limit,) = _kept((mask,), x.dtype)
-        kernels.chunk_sums(address, mask_address, limit, *_base(base, x), squared, chunk, x, out)
+        like = self._tile(x)
+        masks = _masks((mask,), like.dtype)
+        sum_kernels.chunk_sums(_inputs((x,)), masks, *_base(base, x), squared, x.size, chunk, like, out)
         return out
+
+    def chunk_norms(
+        self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if isinstance(mask, Limit):
+            return super().chunk_norms(x, base, mask, chunk)
+        out = np.empty((-(-x.size // chunk), 2))
+        like = self._tile(x)
+        masks = _masks((None, mask), like.dtype)
+        sum_kernels.chunk_norms(_inputs((x,)), masks, *_base(base, x), x.size, chunk, like, out)
+        return out[:, 0], out[:, 1]
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
         return dropped ^ 1 if kept is None else kept & ~dropped
@@ -187,20 +220,21 @@ class CpuOperations(Operations):
 
     def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
         out = _empty(x.size, np.uint8)
-        values = self._reuse("rank", x.dtype, limits.size)
-        bits = values.view(_BITS[x.dtype])
+        values = self._reuse("rank", _float_type(x), limits.size)
+        bits = values.view(_BITS[values.dtype])
         row_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
         return out
 
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
-        c = 0.0 if base is None else base.astype(np.float64)
+        c = 0.0 if base is None else _floats(base).astype(np.float64)
+        a, b = _floats(a), _floats(b)
         return (a.astype(np.float64) - c) * (b.astype(np.float64) - c)
 
     def weighted_sum_by(self, coefficients: Sequence[Array], arrays: Sequence[Array]) -> Array:
         total = np.zeros(arrays[0].size)
         for c, a in zip(coefficients, arrays, strict=True):
-            total += c * a
-        return total.astype(arrays[0].dtype)
+            total += c * _floats(a)
+        return total.astype(_float_type(arrays[0]))
 
     def repeat(self, values: Sequence[float], times: int) -> Array:
         return np.repeat(np.asarray(values, np.float64), times)
@@ -211,33 +245,39 @@ class CpuOperations(Operations):
 
     def row_divergences(self, x: Array, base: Array, row_length: int) -> NDArray[np.float64]:
         out = np.empty(x.size // row_length)
-        row_kernels.row_divergences(x, base, row_length, out)
+        row_kernels.row_divergences(_floats(x), _floats(base), row_length, out)
         return out
 
     def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
-        out = _empty(x.size, x.dtype)
-        row_kernels.row_scaled_magnitudes(x, base, np.asarray(factors, np.float64), row_length, out)
+        out = _empty(x.size, _float_type(x))
+        row_kernels.row_scaled_magnitudes(_floats(x), _floats(base), np.asarray(factors, np.float64), row_length, out)
         return out
 
     def spread(self, x: Sequence[Array]) -> Array:
+        x = [_floats(each) for each in x]
         out = _empty(x[0].size, x[0].dtype)
         row_kernels.spread(_addresses(x), out)
         return out
 
     def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
-        out = _empty(x.size, x.dtype)
-        row_kernels.step_towards(x, base, float(step), float(floor), out)
+        out = _empty(x.size, _float_type(x))
+        row_kernels.step_towards(_floats(x), _floats(base), float(step), float(floor), out)
         return out
 
     def active_counts(self, x: Sequence[Array], base: Array, epsilon: float) -> list[tuple[int, int]]:
         shared, unique = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
-        row_kernels.active_counts(_addresses(x), base, float(epsilon), shared, unique)
+        x = [_floats(each) for each in x]
+        row_kernels.active_counts(_addresses(x), _floats(base), float(epsilon), shared, unique)
         return list(zip(shared.tolist(), unique.tolist(), strict=True))
 
     def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
+        x, base = [_floats(each) for each in x], _floats(base)
         out = _empty(base.size, base.dtype)
         row_kernels.active_mean(_addresses(x), base, float(epsilon), np.array(gains, np.float64), out)
         return out
+
+    def _tile(self, x: Array) -> NDArray[Any]:
+        return self._reuse("tile", _float_type(x), kernels.TILE)
 
     def _reuse(self, use: str, dtype: Any, size: int) -> NDArray[Any]:
         """Scratch that holds until the next call with the same use and type."""
@@ -252,10 +292,33 @@ def _addresses(arrays: Sequence[Any]) -> NDArray[np.uintp]:
     return np.array([0 if each is None else each.ctypes.data for each in arrays], np.uintp)
 
 
-def _kept(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArray[np.float64]]:
-    """Addresses of the masks that are written out, and the least magnitudes that the others keep."""
-    limits = [_least_kept(mask, dtype.itemsize) if isinstance(mask, Limit) else 0.0 for mask in masks]
-    return _addresses([None if isinstance(mask, Limit) else mask for mask in masks]), np.array(limits, np.float64)
+def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]]:
+    """What kernels take for several arrays, of floats or of codes."""
+    return _addresses(arrays), np.array([each.dtype == np.uint16 for each in arrays], np.bool_)
+
+
+def _masks(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64]]:
+    """What kernels take for masks: see kernels.py."""
+    limits, draws = np.zeros(len(masks)), np.zeros((len(masks), 4), np.uint64)
+    for i, mask in enumerate(masks):
+        if isinstance(mask, Limit):
+            limits[i] = _least_kept(mask, dtype.itemsize)
+        elif isinstance(mask, Drawn):
+            draws[i] = (1, mask.key, mask.start, mask.limit)
+    return _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks]), limits, draws
+
+
+def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
+    """The type of the floats that an array holds, or codes for."""
+    return _SINGLE if array.dtype == np.uint16 else array.dtype
+
+
+def _floats(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype != np.uint16:
+        return array
+    out = _empty(array.size, np.float32)
+    type_kernels.decode_bf16(array, out.view(np.uint32))
+    return out
 
 
 @lru_cache(maxsize=256)

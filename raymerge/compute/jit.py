@@ -10,8 +10,9 @@ from raymerge.compute.kernel_cache import pin_kernel_cache
 CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
 
 import numba  # noqa: E402
+import numpy as np  # noqa: E402
 from numba.core import types  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
+from numba.extending import intrinsic, overload  # noqa: E402
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,3 +38,37 @@ def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
 
 
 pointer: Any = intrinsic(_pointer_to)
+
+
+def _float_of_bits(_context: Any, _bits: Any) -> Any:
+    signature = types.float32(types.uint32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+float_of_bits: Any = intrinsic(_float_of_bits)
+
+
+def element(x: Any, j: Any) -> Any:
+    """Element j of an array of floats, or of bfloat16 codes (uint16). For kernels, which compile for either."""
+    raise NotImplementedError("compiled code only")
+
+
+def _element(x, j):  # type: ignore[no-untyped-def]  # noqa: ARG001  numba compares signatures
+    if x.dtype == types.uint16:
+        return lambda x, j: float_of_bits(np.uint32(x[j]) << np.uint32(16))
+    return lambda x, j: x[j]
+
+
+overload(element)(_element)
+
+
+@jit
+def aligned(size: Any, dtype: Any) -> Any:
+    """Scratch that starts on a cache line: vectors that straddle two made the loops over it a third slower."""
+    memory = np.empty(size + 16, dtype)
+    start = (64 - memory.ctypes.data % 64) % 64 // memory.itemsize
+    return memory[start : start + size]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 VARIABLE = "NUMBA_CACHE_DIR"
@@ -28,10 +28,9 @@ def pin_kernel_cache() -> bool:
 
 
 def _version() -> str:
-    try:
-        return version("raymerge")
-    except PackageNotFoundError:  # run from a source tree
-        return "source"
+    """Of what these kernels are compiled from: numba looks at each file alone, but they use each other's constants."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8).hexdigest()
 
 
 def _roots() -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguous, float32 or (wide) float64
-Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element; or a Limit
+Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element; a Limit; or Drawn
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
 PROBABILITY_FLOOR = 1e-8  # added to probabilities before their logarithm, as the peer does
@@ -34,6 +34,15 @@ class Limit:
 
     threshold: float
     inclusive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A mask that need not be written out: what `random_mask` gives for the same stream, start and limit."""
+
+    key: int
+    start: int
+    limit: int
 
 
 def open_operations(device: str = "cpu") -> Operations:
@@ -59,6 +68,10 @@ class Operations(ABC):
 
         `out`, an array of that type with as many elements, is filled and returned where given.
         """
+
+    def view(self, raw: Buffer, dtype: DType) -> Array | None:  # noqa: ARG002  where nothing is taken as it lies
+        """The elements in a form that takes no decoding and that the other operations accept; None: decode them."""
+        return None
 
     @abstractmethod
     def encode(self, array: Array, dtype: DType, out: Buffer) -> int:
@@ -113,6 +126,10 @@ class Operations(ABC):
     def read_counts(self, counts: Array) -> NDArray[np.int64]:
         """The table as a numpy array."""
 
+    def magnitude_bits(self, x: Array) -> int:
+        """Bits of a magnitude without the sign's, as count_magnitudes reads them."""
+        return 8 * int(x.itemsize) - 1
+
     @abstractmethod
     def count_magnitudes(self, x: Array, base: Array | None, counts: Array, *, low: int, shift: int) -> int:
         """Add to counts[i] the magnitudes |x - base| whose bits, less `low` and shifted down by `shift`, are i.
@@ -142,6 +159,10 @@ class Operations(ABC):
     def random_mask(self, key: int, start: int, count: int, limit: int) -> Mask:
         """1 where `random_bits.element_bits(key, start + j)` is below `limit`, for j below `count`."""
 
+    def draw(self, key: int, start: int, count: int, limit: int) -> Mask:
+        """As random_mask, written out or not."""
+        return self.random_mask(key, start, count, limit)
+
     @abstractmethod
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         """Gram matrix of x_i - base in each chunk of elements (or row, by its length): (chunks, K, K), float64."""
@@ -152,9 +173,15 @@ class Operations(ABC):
     ) -> NDArray[np.float64]:
         """Sum of |x - base|, or its square, where the mask is set, in each chunk or row: shape (chunks,), float64."""
 
+    def chunk_norms(
+        self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Both sums of |x - base| in each chunk or row: over all elements, and where the mask is set."""
+        return self.chunk_sums(x, base, None, chunk=chunk), self.chunk_sums(x, base, mask, chunk=chunk)
+
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
-        """What `kept` keeps and `dropped` does not, neither of them a Limit."""
+        """What `kept` keeps and `dropped` does not, both written out."""
 
     @abstractmethod
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:

@@ -10,8 +10,9 @@ from raymerge.compute.jit import carray, jit, pointer  # first: it settles numba
 
 import numpy as np
 
-from raymerge.compute.kernels import magnitudes, random_bits
+from raymerge.compute.kernels import random_bits
 from raymerge.compute.operations import PROBABILITY_FLOOR
+from raymerge.compute.selection_kernels import magnitudes
 
 RADIX_BITS = 11  # 2048 counters stay in the first-level cache
 

@@ -75,7 +75,7 @@ def _count(
 ) -> None:
     """Count a block into every table that a search needs, each once; `fine` sums up what count_magnitudes returns."""
     for search in searches:
-        search.start(pairs[search.input_index][0])
+        search.start(operations, pairs[search.input_index][0])
     for table in dict.fromkeys(search.table for search in searches):
         input_index, low, shift, bins = table
         if table not in tables:
@@ -111,9 +111,9 @@ class _Search:
     def table(self) -> Table:
         return self.input_index, self._low, self._shift, -(-self._size >> self._shift)
 
-    def start(self, x: Array) -> None:
+    def start(self, operations: Operations, x: Array) -> None:
         if not self._bits:
-            self._bits = 8 * x.itemsize - 1
+            self._bits = operations.magnitude_bits(x)
             self._size = 1 << self._bits
 
     def descend(self, counts: NDArray[np.int64], *, is_exact: bool) -> None:

@@ -84,21 +84,19 @@ class TorchOperations(Operations):
         gains: Sequence[float] | None = None,
     ) -> Array:
         terms = [_term(each, base, mask, c) for each, mask, c in zip(x, masks, coefficients, strict=True)]
-        votes = torch.zeros_like(terms[0])
-        for term in terms:
-            votes += term.sign() if count_votes else term
-        side = torch.where(votes < 0, -1.0, 1.0).to(torch.float64)
-        total = _winning(terms, side)
-        if not count_votes:
-            side = torch.where(-votes <= VOTE_ROUNDING * total, 1.0, side)
-        total = _winning(terms, side, gains)
-        share = torch.zeros_like(votes)
+        plus, minus = _sides(terms)
+        deciding = _sides([term.sign() for term in terms]) if count_votes else (plus, minus)
+        winning = (plus, minus) if gains is None else _sides(terms, gains)
+        is_minus = deciding[1] - deciding[0] > VOTE_ROUNDING * deciding[1]
+        total = torch.where(is_minus, -winning[1], winning[0])
+        share = torch.zeros_like(plus)
         for term, weight in zip(terms, weights, strict=True):
-            share += float(weight) * (term * side > 0).double()  # Python numbers alone would make a float32
+            wins = torch.where(is_minus, term < 0, term > 0)
+            share += float(weight) * wins.double()  # Python numbers alone would make a float32
         if divide:
             tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
-            return _finish(side * total / torch.where(share.abs() > tiny, share, 1.0), base, factor, x[0])
-        return _finish(side * total, base, factor, x[0])
+            total = total / torch.where(share.abs() > tiny, share, 1.0)
+        return _finish(total, base, factor, x[0])
 
     def empty_counts(self, bins: int, most: int) -> Array:  # noqa: ARG002  bincount has 64 bits in any case
         return torch.zeros(bins + 1, dtype=torch.int64, device=self._device)
@@ -250,13 +248,14 @@ def _term(x: Array, base: Array | None, mask: Mask, coefficient: float) -> Array
     return term if mask is None else torch.where(mask != 0, term, 0.0)
 
 
-def _winning(terms: Sequence[Array], side: Array, gains: Sequence[float] | None = None) -> Array:
-    """Sum of the magnitudes, times their gains, of the terms on the elected side."""
-    total = torch.zeros_like(side)
+def _sides(terms: Sequence[Array], gains: Sequence[float] | None = None) -> tuple[Array, Array]:
+    """The sums of the magnitudes, times their gains, of the terms above 0 and of those below; NaN is in both."""
+    plus, minus = torch.zeros_like(terms[0]), torch.zeros_like(terms[0])
     for i, term in enumerate(terms):
-        toward = term * side
-        total += torch.where(toward < 0, 0.0, toward if gains is None else float(gains[i]) * toward)
-    return total
+        gained = term if gains is None else float(gains[i]) * term
+        plus += torch.where(term < 0, 0.0, gained)
+        minus -= torch.where(term > 0, 0.0, gained)
+    return plus, minus
 
 
 def _finish(total: Array, base: Array | None, factor: float, like: Array) -> Array:

@@ -80,7 +80,8 @@ class Scanner:
     """Decodes windows into blocks.
 
     `windows(rows)` yields (elements, raw bytes of every ref) in element order, with `rows` windows of whole rows.
-    `steps` are those of the refs, opened; where not given, they are opened at the first block.
+    `steps` are those of the refs, opened; where not given, they are opened at the first block. Blocks hold what the
+    operations take most easily; for a formula from outside, which may compute with them, floats.
     """
 
     job: TensorJob
@@ -88,7 +89,7 @@ class Scanner:
     block_elements: int
     windows: Callable[[bool], Iterator[tuple[Range, Sequence[Bytes]]]]
     steps: Sequence[OpenedSteps | None] = ()
-    _scratch: list[Any] = field(default_factory=list)
+    _scratch: dict[int, Any] = field(default_factory=dict)
 
     def scan(self, rows: bool) -> Iterator[Block]:
         """One pass in element order; see `Inputs.scan`."""
@@ -99,9 +100,8 @@ class Scanner:
 
     def sample(self) -> Iterator[Block]:
         """The first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix."""
-        stride = (
-            1 if any(ref.steps for ref in self.job.refs) else SAMPLE_STEP // SAMPLE_TAKE
-        )  # steps need room by block
+        has_steps = any(ref.steps for ref in self.job.refs)  # what they make takes room, block by block
+        stride = 1 if has_steps else SAMPLE_STEP // SAMPLE_TAKE
         for (start, end), raw in self.windows(False):
             for first, last in cut(end - start, self.block_elements * stride):
                 yield self._block((start, end), first, last, raw, sampled=True)
@@ -113,18 +113,23 @@ class Scanner:
     def _block(self, window: Range, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
         count = _sampled_count(last - first) if sampled else last - first
         arrays = []
+        is_wide = self.is_wide
+        as_they_lie = not is_wide and not self.job.method_sha256
         self.steps = self.steps or open_steps(self.job.refs)
         for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
             dtype, stored = self._stored(position, ref, data, window, (first, last))
             if sampled:
                 stored = sampled_values(stored, dtype)
-            out = self._scratch[position][:count] if position < len(self._scratch) else None
-            if out is not None and len(out) < count:
-                out = None
-            decoded = self.operations.decode(stored, dtype, out, wide=self.is_wide)
-            if out is None:
-                self._keep_scratch(position, decoded)
-            arrays.append(decoded)
+            lent = self.operations.view(stored, dtype) if as_they_lie else None
+            if lent is not None:
+                arrays.append(lent)
+                continue
+            out = self._scratch.get(position)
+            if out is None or len(out) < count:
+                out = self._scratch[position] = self.operations.decode(stored, dtype, wide=is_wide)
+            else:
+                out = self.operations.decode(stored, dtype, out[:count], wide=is_wide)
+            arrays.append(out)
         has_base = self.job.base is not None
         return Block(
             start=window[0] + first,
@@ -142,12 +147,6 @@ class Scanner:
             return steps.dtype, steps.values(data, window, window[0] + first, window[0] + last)
         width = ref.spec.dtype.bits // 8
         return ref.spec.dtype, data[first * width : last * width]
-
-    def _keep_scratch(self, position: int, decoded: Any) -> None:
-        if position < len(self._scratch):
-            self._scratch[position] = decoded
-        else:
-            self._scratch.append(decoded)
 
 
 def sampled_values(stored: Any, dtype: DType) -> Any:

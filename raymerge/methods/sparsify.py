@@ -153,7 +153,7 @@ def _keep_drawn(key: int, density: float) -> Keeper:
     limit = keep_limit(density)
 
     def keep(block: Block, _i: int) -> Mask:
-        return block.operations.random_mask(key, block.start, block.count, limit)
+        return block.operations.draw(key, block.start, block.count, limit)
 
     return _keep_all if density >= 1 else keep
 
@@ -178,8 +178,9 @@ def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper], *, rows: bool) -> list
     for block in inputs.scan(rows=rows):
         for i, (all_entries, kept_entries) in enumerate(sums):
             mask = keepers[i](block, i)
-            all_entries.add(block.operations.chunk_sums(block.x[i], block.base, None, chunk=chunk))
-            kept_entries.add(block.operations.chunk_sums(block.x[i], block.base, mask, chunk=chunk))
+            whole, kept = block.operations.chunk_norms(block.x[i], block.base, mask, chunk)
+            all_entries.add(whole)
+            kept_entries.add(kept)
     return [_ratio(float(all_entries.total()), float(kept.total())) for all_entries, kept in sums]
 
 

@@ -1,0 +1,133 @@
+"""Numba kernels that add up over fixed chunks of a block: 64 lanes in element order, then those pairwise.
+
+For `inputs` and `masks` see kernels.py; `n` is the block's size, `like` an array of the type of floats.
+"""
+# ruff: noqa: PLR0917  compiled functions are called by position
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymerge.compute.jit import aligned, jit  # first: it settles numba's cache folder  # isort: skip
+
+import numpy as np
+
+from raymerge.compute.kernels import ROW, TILE, fill_terms, keep_set, widen
+from raymerge.compute.sums import LANES
+
+
+@jit
+def chunk_gram(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
+    """Store in out[i] the dot products of all x_k - base over the i-th chunk: 64 lanes, then those pairwise."""
+    count = out.shape[1]
+    deltas = aligned(count * ROW, np.float64).reshape(count, ROW)
+    b = aligned(TILE, np.float64)
+    lanes = aligned(count * count * LANES, np.float64).reshape(count, count, LANES)
+    for i in range(out.shape[0]):
+        lanes[:] = 0.0
+        last = min(n, (i + 1) * chunk)
+        for start in range(i * chunk, last, TILE):
+            m = min(TILE, last - start)
+            if has_base:
+                widen(base[start : start + m], b[:m])
+            for k in range(count):
+                fill_terms(deltas[k, :m], inputs, masks, k, 1.0, b[:m], has_base, start, like)
+            for k in range(count):
+                for other in range(k + 1):
+                    _add_products(lanes[k, other], deltas[k, :m], deltas[other, :m])
+        for k in range(count):
+            for other in range(k + 1):
+                out[i, k, other] = out[i, other, k] = _add_lanes(lanes[k, other])
+
+
+@jit
+def chunk_sums(
+    inputs: Any, masks: Any, base: Any, has_base: Any, squared: Any, n: Any, chunk: Any, like: Any, out: Any
+) -> None:
+    """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
+    scratch = aligned(3 * ROW, np.float64)
+    lanes = aligned(LANES, np.float64)
+    for i in range(out.size):
+        lanes[:] = 0.0
+        last = min(n, (i + 1) * chunk)
+        for start in range(i * chunk, last, TILE):
+            m = min(TILE, last - start)
+            terms, others, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
+            if has_base:
+                widen(base[start : start + m], b)
+            fill_terms(terms, inputs, masks, 0, 1.0, b, has_base, start, like)
+            for j in range(m):
+                terms[j] = abs(terms[j])
+            if squared:
+                others[:] = terms
+                _add_products(lanes, terms, others)
+            else:
+                _add_values(lanes, terms)
+        out[i] = _add_lanes(lanes)
+
+
+@jit
+def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
+    """Store in out[i] the sums of |x - base| over the i-th chunk: of input 0 with its mask, and with mask 1."""
+    scratch = aligned(2 * ROW, np.float64)
+    lanes = aligned(2 * LANES, np.float64)
+    whole, kept = lanes[:LANES], lanes[LANES:]
+    for i in range(out.shape[0]):
+        lanes[:] = 0.0
+        last = min(n, (i + 1) * chunk)
+        for start in range(i * chunk, last, TILE):
+            m = min(TILE, last - start)
+            terms, b = scratch[:m], scratch[ROW : ROW + m]
+            if has_base:
+                widen(base[start : start + m], b)
+            fill_terms(terms, inputs, masks, 0, 1.0, b, has_base, start, like)
+            for j in range(m):
+                terms[j] = abs(terms[j])
+            _add_values(whole, terms)
+            keep_set(terms, masks, 1, start)
+            _add_values(kept, terms)
+        out[i, 0], out[i, 1] = _add_lanes(whole), _add_lanes(kept)
+
+
+@jit
+def _add_values(lanes: Any, a: Any) -> None:
+    """Add a[j] to lane j % 64, in order; several steps at once, so that a lane is loaded and stored once."""
+    n = a.size
+    four = n // (4 * LANES) * (4 * LANES)
+    for s in range(0, four, 4 * LANES):
+        for j in range(LANES):
+            total = lanes[j] + a[s + j]
+            total += a[s + LANES + j]
+            total += a[s + 2 * LANES + j]
+            total += a[s + 3 * LANES + j]
+            lanes[j] = total
+    for s in range(four, n, LANES):
+        for j in range(min(LANES, n - s)):
+            lanes[j] += a[s + j]
+
+
+@jit
+def _add_products(lanes: Any, a: Any, b: Any) -> None:
+    """Add a[j] * b[j] to lane j % 64, in order; several steps at once, so that a lane is loaded and stored once."""
+    n = a.size
+    four = n // (4 * LANES) * (4 * LANES)
+    for s in range(0, four, 4 * LANES):
+        for j in range(LANES):
+            total = lanes[j] + a[s + j] * b[s + j]
+            total += a[s + LANES + j] * b[s + LANES + j]
+            total += a[s + 2 * LANES + j] * b[s + 2 * LANES + j]
+            total += a[s + 3 * LANES + j] * b[s + 3 * LANES + j]
+            lanes[j] = total
+    for s in range(four, n, LANES):
+        for j in range(min(LANES, n - s)):
+            lanes[j] += a[s + j] * b[s + j]
+
+
+@jit
+def _add_lanes(lanes: Any) -> Any:
+    half = LANES // 2
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]
