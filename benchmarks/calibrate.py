@@ -3,8 +3,9 @@
     python -m benchmarks.calibrate --write raymerge/planning/calibration.py
 
 Methods merge tensors that lie in memory, on one thread. Reads and writes go to a SeaweedFS on loopback; only the
-client's CPU counts. What reading takes inside a merge is what whole linear merges take beyond their parts. Whole merges
-by other methods are then predicted from the parts and measured: the largest difference is the calibration's error.
+client's CPU counts. What reading and writing take inside a merge, fresh memory and handing over included, is fitted to
+whole merges of light methods. Whole merges by heavier ones are then predicted from the parts: the largest difference of
+all is the calibration's error.
 """
 
 from __future__ import annotations
@@ -180,13 +181,15 @@ def calibrate() -> dict[str, Any]:
         alone, written = transfer_costs(folder)
         print(f"reading alone {alone[0]:.2f}, writing {written[0]:.2f} CPU s per GB", flush=True)
         whole = whole_merges(folder)
-        seconds, read_gb, written_gb = whole("linear")
-        read = (seconds - written[0] * written_gb) / read_gb - merging["linear"][0]
-        print(f"reading in a merge, fresh memory and hand-over included, {read:.2f} CPU s per GB", flush=True)
+        light = {method: whole(method) for method in ("slerp", "linear", "task_arithmetic")}
+        moved = np.array([[read_gb, written_gb] for _, read_gb, written_gb in light.values()])
+        beyond = np.array([seconds - merging[name][0] * read_gb for name, (seconds, read_gb, _) in light.items()])
+        read, write = np.maximum(np.linalg.lstsq(moved, beyond, rcond=None)[0], (alone[0], 0.0)).tolist()
+        print(f"in a merge, reading {read:.2f} and writing {write:.2f} CPU s per GB", flush=True)
         error = 0.0
-        for method in ("slerp", "task_arithmetic", "ties", "dare_ties", "della"):
-            seconds, read_gb, written_gb = whole(method)
-            predicted = (merging[method][0] + read) * read_gb + written[0] * written_gb
+        for method in (*light, "ties", "dare_ties", "della"):
+            seconds, read_gb, written_gb = light[method] if method in light else whole(method)
+            predicted = (merging[method][0] + read) * read_gb + write * written_gb
             error = max(error, abs(predicted / seconds - 1))
             print(f"{method:18} predicted {predicted:.2f} CPU s, measured {seconds:.2f}", flush=True)
     return {
@@ -194,7 +197,7 @@ def calibrate() -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores of {processor()}",
         "merging": {name: round(cost, 2) for name, (cost, _) in merging.items()},
         "read": round(read, 2),
-        "written": round(written[0], 2),
+        "written": round(write, 2),
         "error": round(error, 2),
     }
 
