@@ -80,10 +80,13 @@ def tie_word_embeddings(config: Mapping[str, Any]) -> bool | None:
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` for a head of its own: at the top level, and wherever a part of the model says otherwise."""
+    """`config` for a head of its own: at the top level, and in every part that has a vocabulary or says otherwise.
+
+    Without the key, architectures differ in what they do.
+    """
     changed: dict[str, Any] = _copy(config)
     for path, section in _sections(changed):
-        if not path or "tie_word_embeddings" in section:
+        if not path or "tie_word_embeddings" in section or _first(section, _VOCAB_KEYS) is not None:
             section["tie_word_embeddings"] = False
     return changed
 

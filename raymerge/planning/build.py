@@ -17,7 +17,7 @@ from raymerge.methods.extension import origin_of
 from raymerge.planning.binding import WHOLE_MODEL, Binder, BoundModule, model_references, parameter_levels
 from raymerge.planning.digest import plan_digest
 from raymerge.planning.garbage import without_collection
-from raymerge.planning.jobs import JobMaker, Rules, is_head, is_kept
+from raymerge.planning.jobs import JobMaker, Rules, is_embedding, is_head, is_kept
 from raymerge.planning.layouts import Layouts, align_layouts
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.memory import MemoryRules, project, too_small
@@ -30,6 +30,7 @@ from raymerge.planning.sites import Site, model_sites, slice_sites
 from raymerge.planning.summary import plan_summary
 from raymerge.recipe.nouns import ModelReference, Recipe
 from raymerge.recipe.suggest import did_you_mean, suggest
+from raymerge.storage import parent_url
 
 DEFAULT_SHARD_BYTES = 2_000_000_000
 
@@ -233,12 +234,25 @@ def _output_config(
 
 def _has_own_head(donor: Checkpoint, opened: Iterable[Checkpoint], placed: list[Placed]) -> bool:
     """Whether the output holds a head that loaders would overlook, by the donor's config, for the embedding."""
-    heads = [job.output.name for _, job in placed if is_head(job.output.name)]
+    heads = [job for _, job in placed if is_head(job.output.name)]
     if not heads or tie_word_embeddings(donor.config) is False:
         return False
-    return any(
-        tie_word_embeddings(each.config) is False or any(name not in each.tensors for name in heads) for each in opened
+    embeddings = [job for _, job in placed if is_embedding(job.output.name)]
+    return any(_is_made_apart(head, embeddings) for head in heads) or any(
+        tie_word_embeddings(each.config) is False or any(head.output.name not in each.tensors for head in heads)
+        for each in opened
     )
+
+
+def _is_made_apart(head: TensorJob, embeddings: Iterable[TensorJob]) -> bool:
+    """Whether a stored head is made of other models than the embedding, or with other settings: no copy of it."""
+    alike = [_making(job) for job in embeddings if job.output.shape == head.output.shape]
+    return bool(alike) and _making(head) not in alike
+
+
+def _making(job: TensorJob) -> tuple[object, ...]:
+    places = [parent_url(ref.file.url) for ref in job.refs]
+    return job.method, places, dict(job.parameters), [dict(each.parameters) for each in job.inputs]
 
 
 def _kept_layers(modules: Iterable[BoundModule]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:

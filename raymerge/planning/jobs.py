@@ -285,6 +285,11 @@ def is_head(name: str) -> bool:
     return HEAD.search(name) is not None
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is called as the input embeddings of language models are."""
+    return _EMBEDDING.search(name) is not None
+
+
 def _lanes(site: Site) -> Iterator[tuple[Lane, str, int]]:
     """Every lane of a site's group, its tensor's name there and its place among the inputs; the leader first."""
     group = site.group

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
@@ -46,7 +47,7 @@ class Ledger:
                     Problem(
                         subject=checkpoint.reference,
                         message=f"nothing in the recipe says what becomes of {shown}",
-                        remedy="cover them with `modules`, or drop them with `on_missing: skip`",
+                        remedy=f"add modules named {', '.join(_beginnings(left, fates)[:5])}",
                     )
                 )
         return tuple(problems)
@@ -61,3 +62,14 @@ class Ledger:
             LedgerLine(model=model, fate=fate, rule=rule, tensors=tuple(tensors))
             for (model, fate, rule), tensors in grouped.items()
         )
+
+
+def _beginnings(left: Iterable[str], named: Iterable[str]) -> list[str]:
+    """The shortest beginnings of the names that are left which no other name has, so that a module can be called so."""
+    taken = {beginning for name in named for beginning in _prefixes(name)}
+    return [*dict.fromkeys(next((each for each in _prefixes(name) if each not in taken), name) for name in left)]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Of a.b.c: a, a.b and a.b.c."""
+    return accumulate(name.split("."), "{}.{}".format)

@@ -10,7 +10,7 @@ from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
 from raymerge.planning.ledger import DROPPED, Ledger
 from raymerge.planning.parameters import ParameterTable, Problems
-from raymerge.planning.stack import HEAD, Anatomy, Place, Stack, is_sensory, place
+from raymerge.planning.stack import HEAD, Anatomy, Place, Stack, is_sensory, layer_name, place
 
 Unit = tuple[str, int]  # what is written together: a layer (its stack's prefix, its index), or ("", position)
 
@@ -132,11 +132,11 @@ def gradient_position(index: int, count: int) -> float:
 def _layer_sites(group: Group, out_stack: Stack, out_index: int, offset: int) -> Iterator[Site]:
     t = gradient_position(offset, group.length)
     layers = {id(lane): (lane.main_stacks[0].prefix, lane.first_layer + offset) for lane in group.lanes}
-    heads = {key: f"{prefix}.{index}" for key, (prefix, index) in layers.items()}
+    heads = {key: layer_name(prefix, index) for key, (prefix, index) in layers.items()}
     suffixes = dict.fromkeys(suffix for lane in group.lanes for suffix in lane.anatomy.suffixes[layers[id(lane)]])
     for suffix in suffixes:
         yield Site(
-            output=f"{out_stack.prefix}.{out_index}{suffix}",
+            output=layer_name(out_stack.prefix, out_index) + suffix,
             t=t,
             group=group,
             unit=(out_stack.prefix, out_index),

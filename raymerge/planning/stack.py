@@ -146,6 +146,11 @@ def sides(text: str) -> set[str]:
     return {side for side in ("encoder", "decoder") if side in text}
 
 
+def layer_name(prefix: str, index: int) -> str:
+    """What the names of a layer begin with; some models are their layers, without a prefix."""
+    return f"{prefix}.{index}" if prefix else str(index)
+
+
 def is_sensory(prefix: str) -> bool:
     """Whether a stack's prefix is of a vision or audio tower."""
     return any(kind in prefix for kind in ("vision", "visual", "audio", "speech"))

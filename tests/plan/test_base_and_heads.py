@@ -143,3 +143,28 @@ def test_patterns_of_keep_dtype_that_match_nothing_are_told() -> None:
     assert [text for text in warnings if "exempts nothing" in text] != []
     assert "*.nrom.*" in "".join(warnings)
     assert not any("'norm'" in text for text in warnings)
+
+
+def test_a_nested_config_that_ties_by_default_is_untied_in_words() -> None:
+    """Without the key, Gemma 3 and others tie; what decides is the text model's section."""
+    text = {"text_config": {"num_hidden_layers": 2, "vocab_size": 32}, "vision_config": {"hidden_size": 4}}
+    base = checkpoint("base", llama_names(2, head=False), config=text)
+    plan = plan_of(LINEAR, llama("a", tie=False), base)
+    assert plan.output_config["text_config"]["tie_word_embeddings"] is False
+    assert plan.output_config["tie_word_embeddings"] is False
+    assert "tie_word_embeddings" not in plan.output_config["vision_config"]
+
+
+@pytest.mark.parametrize("ties", [(True, True), (None, True), (True, None), (None, None)])
+@pytest.mark.parametrize("base", ["a", "b"])
+def test_stored_heads_of_two_models_stay_apart_from_the_embedding(ties: tuple[bool | None, ...], base: str) -> None:
+    """The embedding comes from the first slice, the head from the last: no tie may replace one by the other."""
+    models = [llama(name, tie=tie) for name, tie in zip("ab", ties, strict=True)]
+    recipe = STACKED.replace("FIRST", "a").replace("LAST", "b") + f"base_model: {base}\n"
+    assert tie_of(plan_of(recipe, *models)) is False
+
+
+def test_stored_copies_with_settings_of_their_own_are_untied() -> None:
+    recipe = LINEAR.replace("weight: 2", "weight: [{filter: lm_head, value: 1}, {value: 2}]")
+    assert tie_of(plan_of(recipe, llama("a", tie=True), llama("base", tie=True))) is False
+    assert tie_of(plan_of(LINEAR, llama("a", tie=True), llama("base", tie=True))) is True

@@ -88,3 +88,36 @@ def test_the_ends_of_a_stack_must_name_their_tensors_alike() -> None:
         plan_of(head + one + other, *models)
     ends = [name for name in jobs_of(plan_of(head + one + other + one, *models)) if "layers" not in name]
     assert ends == ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+
+
+def test_layers_without_a_prefix_are_stacked() -> None:
+    names = {f"{i}.weight": (4, 4) for i in range(3)} | {"head.weight": (2, 4)}
+    recipe = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: a, layer_range: [1, 3]}]
+"""
+    model = checkpoint("a", names, config={"num_hidden_layers": 3})
+    jobs = jobs_of(plan_of(recipe, model))
+    taken = {name: job.inputs[0].ref.spec.name for name, job in jobs.items()}
+    assert taken == {
+        "0.weight": "0.weight",
+        "1.weight": "1.weight",
+        "2.weight": "1.weight",
+        "3.weight": "2.weight",
+        "head.weight": "head.weight",
+    }
+
+
+def test_the_remedy_for_tensors_that_no_module_names_helps() -> None:
+    recipe = "merge_method: passthrough\nmodules:\n  model.layers: {models: [{model: a}]}\n"
+    models = checkpoint("a", {**llama_names(2), "visual.blocks.0.weight": (2, 2), "visual.norm.weight": (2,)})
+    with pytest.raises(PlanError, match="says what becomes of model") as caught:
+        plan_of(recipe, models)
+    said = str(caught.value)
+    assert "on_missing" not in said
+    named = said.partition("add modules named ")[2].split(", ")
+    assert named == ["model.embed_tokens", "model.norm", "lm_head", "visual"]
+    helped = recipe + "".join(f"  {name}: {{models: [{{model: a}}]}}\n" for name in named)
+    assert jobs_of(plan_of(helped, models)).keys() == models.tensors.keys()
