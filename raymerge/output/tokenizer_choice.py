@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.vocabulary import read_vocabulary, vocabulary_identity
-from raymerge.errors import Problem, RaymergeError
+from raymerge.errors import CheckpointError, Problem, RaymergeError
 from raymerge.output.chat_template import choose_template, missing_template_warning
 from raymerge.output.tokenizer_alignment import Setting, aligned_models, read_setting
 from raymerge.planning.nouns import AlignedVocabulary
@@ -57,7 +57,10 @@ def _is_alike(setting: Setting, opened: Mapping[ModelReference, Checkpoint]) -> 
     if setting.rules or setting.multiple or len({embedding_rows(each) for each in opened.values()}) > 1:
         return False
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        return len(set(pool.map(vocabulary_identity, opened.values()))) == 1
+        try:
+            return len(set(pool.map(vocabulary_identity, opened.values()))) == 1
+        except CheckpointError:
+            return False  # told of for every model when vocabularies are read
 
 
 def _members(opened: Mapping[ModelReference, Checkpoint], line: int | None) -> dict[ModelReference, Member]:

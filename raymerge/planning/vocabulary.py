@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from raymerge.checkpoint.config import tie_word_embeddings, untied
 from raymerge.checkpoint.nouns import Checkpoint, TensorRef
 from raymerge.checkpoint.row_runs import RowRuns, row_runs
 from raymerge.checkpoint.steps import GatherRows
 from raymerge.checkpoint.vocabulary import Vocabulary
 from raymerge.errors import Problem
 from raymerge.planning.nouns import AlignedRows
-from raymerge.planning.stack import is_sensory
+from raymerge.planning.stack import HEAD, is_sensory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,13 +139,20 @@ class _Table:
 
     def checkpoint(self, position: int) -> Checkpoint:
         checkpoint = self.members[position].checkpoint
-        changed = {name: self._aligned(position, name) for name in vocabulary_tensors(checkpoint)}
+        changed = {
+            name: self._aligned(ref, self._counterparts(ref, name), position)
+            for name, ref in vocabulary_tensors(checkpoint).items()
+        }
+        head = self._own_head(position)
+        if head is not None:
+            changed[head.spec.name] = head
+            checkpoint = replace(checkpoint, config=untied(checkpoint.config))
         return replace(checkpoint, tensors={**checkpoint.tensors, **changed})
 
     def report(self, position: int) -> AlignedRows:
         """Of the model's first embedding."""
-        name = next(iter(vocabulary_tensors(self.members[position].checkpoint)))
-        have, lacking, ruled, mean = self._fates(position, self._counterparts(position, name))
+        name, embedding = next(iter(vocabulary_tensors(self.members[position].checkpoint).items()))
+        have, lacking, ruled, mean = self._fates(position, self._counterparts(embedding, name))
         single = mean.sum(axis=0)
         of_base = self.base is not None and mean[self.base]
         kinds = {
@@ -163,9 +171,23 @@ class _Table:
             padding=int((have & self.free).sum()),
         )
 
-    def _aligned(self, position: int, name: str) -> TensorRef:
-        own = self.members[position].checkpoint.tensors[name]
-        refs = self._counterparts(position, name)
+    def _own_head(self, position: int) -> TensorRef | None:
+        """The head of a model that ties it to its embedding, where other models have one that gives it rows."""
+        checkpoint = self.members[position].checkpoint
+        tensors = vocabulary_tensors(checkpoint)
+        if any(HEAD.search(name) for name in tensors) or tie_word_embeddings(checkpoint.config) is False:
+            return None
+        others = (vocabulary_tensors(member.checkpoint) for member in self.members)
+        name = next((name for each in others for name in each if HEAD.search(name)), None)
+        if name is None:
+            return None
+        embedding = tensors[next(iter(tensors))]
+        own = replace(embedding, spec=replace(embedding.spec, name=name))
+        made = self._aligned(own, self._counterparts(own, name), position)
+        return made if made.gather is not None else None  # as it is, it is lent like any other embedding
+
+    def _aligned(self, own: TensorRef, refs: Sequence[TensorRef | None], position: int) -> TensorRef:
+        """The model's tensor `own` in the output's rows; `refs` are every model's for the same rows."""
         key = (position, *(ref.spec.shape[0] if ref is not None else None for ref in refs))
         if key not in self._made:
             self._made[key] = self._runs(position, refs)
@@ -178,9 +200,8 @@ class _Table:
         gather = GatherRows(sources=(own, *others), runs=runs, columns=columns)
         return replace(own, spec=replace(own.spec, shape=shape), stored=None, steps=(gather,))
 
-    def _counterparts(self, position: int, name: str) -> list[TensorRef | None]:
+    def _counterparts(self, own: TensorRef, name: str) -> list[TensorRef | None]:
         """For each member the tensor whose rows mean the same as those of `name`; a tied head's are the embedding's."""
-        own = self.members[position].checkpoint.tensors[name]
         return [_counterpart(member.checkpoint, name, own) for member in self.members]
 
     def _have(self, member: int, ref: TensorRef | None) -> Integers:

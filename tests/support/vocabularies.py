@@ -118,3 +118,9 @@ def write_model(
 
 def rows_of(folder: Path, name: str) -> np.ndarray:
     return read_tensors(folder)[name].astype(np.float64)
+
+
+def words(tokens: Sequence[str], added: Added | None = None) -> dict[str, Any]:
+    """A tokenizer.json of whole words, with the ids that their order gives; `added` ones may have any id beside."""
+    vocab = {token: place for place, token in enumerate(tokens)}
+    return tokenizer_json({"type": "WordLevel", "vocab": vocab, "unk_token": tokens[0]}, added or {})
