@@ -32,7 +32,7 @@ from raymerge.planning.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
-from raymerge.reporting import MergeResult, Watch, ignore_event, run_started
+from raymerge.reporting import MergeResult, Watch, copied_code, ignore_event, run_started
 from raymerge.running import InlineRunner, needs_survey, open_runner, shards_to_do
 from raymerge.storage import is_local, normalize_url, store_for
 from raymerge.storage.hub_spool import written_at
@@ -81,6 +81,8 @@ def merge(
         begin(planned, destination, small, is_tolerant=chosen.nan == "warn")
         destination = replace(destination, out=named)
         watch(run_started(planned, destination, work))
+        for message in copied_code(planned, small):
+            watch(message)
         if needs_survey(planned, work):
             planned = runner.survey(planned, target)
             work = shards_to_do(planned, destination, known)

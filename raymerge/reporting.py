@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raymerge.events import Event, Message, RunFinished, RunStarted, TaskRetried
@@ -92,3 +92,10 @@ def run_started(planned: Plan, destination: Destination, work: Sequence[ShardWor
         + (planned.survey_bytes if needs_survey(planned, work) else 0),
         write_bytes=sum(shard.tensor_bytes for shard in to_make),
     )
+
+
+def copied_code(planned: Plan, side_files: Iterable[str]) -> Iterator[Message]:
+    """Tells of code among the small files: whoever loads the output with it runs what its donor's author wrote."""
+    names = sorted(name for name in side_files if name.endswith(".py"))
+    if names:
+        yield Message(text=f"code of {planned.donor.reference} is copied along and not run: {', '.join(names)}")

@@ -23,7 +23,7 @@ _EXPERT = re.compile(r"(.*\bexperts\.)(\d+)\.(gate_proj|up_proj|down_proj)\.weig
 # What tells fused from apart, whichever way round, by the last component before ".weight".
 _KINDS: Mapping[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     "attention": (
-        re.compile(r"(^|\.)(qkv_proj|W_pack|query_key_value|c_attn|Wqkv|wqkv|qkv|in_proj)(\.weight|\.bias)?$"),
+        re.compile(r"(^|\.)(qkv_proj|W_pack|query_key_value|c_attn|Wqkv|wqkv|qkv)(\.weight|\.bias)?$"),
         re.compile(r"(^|\.)(q_proj|k_proj|v_proj|query|key|value|wq|wk|wv)(\.weight|\.bias)$"),
     ),
     "experts": (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from checkpoints import read_tensors, write_weights
 from tiny_models import FAMILIES, Family, run_tiny, write_tiny
+from vocabularies import bpe, token_ids
 
 import raymerge
 from raymerge.output.verify import verify
@@ -42,6 +45,38 @@ def test_a_text_model_merges_into_a_multimodal_one(load: Callable[..., Any], tmp
     for name, array in merged.items():
         np.testing.assert_allclose(array, wanted[name], rtol=1e-6, atol=1e-7, err_msg=name)
     run_tiny(load(tmp_path / "out", family.auto), family)
+
+
+def test_a_text_model_of_another_vocabulary_merges_into_a_multimodal_one(tmp_path: Path) -> None:
+    family = FAMILIES["gemma3 multimodal"]
+    settings = dict(family.sections["text_config"])
+    sections = {**family.sections, "text_config": {**settings, "vocab_size": 320}}
+    image = {"image_token_index": 310, "boi_token_index": 311, "eoi_token_index": 312}
+    base = write_tiny(
+        tmp_path / "base", replace(family, settings={**family.settings, **image}, sections=sections), seed=0
+    )
+    of_text = Family(auto="AutoModelForCausalLM", model_type="gemma3_text", settings={**settings, "vocab_size": 300})
+    text = write_tiny(tmp_path / "a", of_text, seed=1)
+    tokens = []
+    for folder, count, seed in ((base, 310, 1), (text, 300, 2)):
+        tokenizer = bpe(count, seed=seed)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        tokens.append(token_ids(tokenizer))
+    models = [{"model": str(each), "parameters": {"weight": 0.5}} for each in (base, text)]
+    recipe = {"merge_method": "linear", "base_model": str(base), "models": models, "tokenizer_source": "base"}
+    raymerge.merge(recipe, tmp_path / "out", executor="inline")
+    report = verify(str(tmp_path / "out"), load=True)
+    assert report.ok, report.problems
+    name = "language_model.model.embed_tokens.weight"
+    merged, before, own = (read_tensors(folder) for folder in (tmp_path / "out", base, text))
+    assert merged[name].shape == before[name].shape == (320, 32)
+    shared = tokens[0].keys() & tokens[1].keys()
+    assert len(shared) > 256
+    for token, place in tokens[0].items():
+        first = before[name][place]
+        wanted = (first + own["model.embed_tokens.weight"][tokens[1][token]]) / 2 if token in shared else first
+        np.testing.assert_allclose(merged[name][place], wanted, rtol=1e-6, atol=1e-7, err_msg=token)
 
 
 def test_experts_saved_in_one_tensor_merge_with_experts_saved_apart(load: Callable[..., Any], tmp_path: Path) -> None:

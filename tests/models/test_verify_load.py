@@ -14,8 +14,10 @@ from checkpoints import read_tensors, write_llama, write_weights
 from tiny_models import FAMILIES, write_tiny
 from typer.testing import CliRunner
 
+import raymerge
 import raymerge.output.load_check as load_check
 from raymerge.cli.app import app
+from raymerge.events import Event, Message
 from raymerge.output.verify import verify
 
 RUNNER = CliRunner()
@@ -156,4 +158,17 @@ def test_a_known_model_is_built_without_its_own_code(with_code: Callable[[str], 
     report = verify(str(out), load=True)
     assert report.ok
     assert any("code named in auto_map of config.json (not run; LlamaForCausalLM" in text for text in report.skipped)
+    assert not marker.exists()
+
+
+def test_a_merge_says_which_code_it_copies_and_runs_none(
+    with_code: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    model, marker = with_code("llama")
+    events: list[Event] = []
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(model)}]}
+    raymerge.merge(recipe, tmp_path / "merged", executor="inline", on_event=events.append)
+    told = [event.text for event in events if isinstance(event, Message)]
+    assert f"code of {model} is copied along and not run: code_of_mine.py" in told
+    assert (tmp_path / "merged" / "code_of_mine.py").read_bytes() == (model / "code_of_mine.py").read_bytes()
     assert not marker.exists()
