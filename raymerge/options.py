@@ -17,7 +17,11 @@ from raymerge.storage import store_for
 
 Executor = Literal["ray", "inline"]
 
+# Ray sets no label for it: the files in cluster/ do.
+SPOT_LABEL = "market-type=spot"
+
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|torch:cpu", re.ASCII)
+_LABEL = re.compile(r"[^=\s]+=[^=\s]+")
 
 
 class MergeKeywords(TypedDict, total=False):
@@ -29,6 +33,9 @@ class MergeKeywords(TypedDict, total=False):
     device: str
     address: str | None
     task_cpus: int | None
+    task_gpus: float | None
+    max_tasks: int | None
+    prefer_nodes: tuple[str, ...]
     task_memory: int | str
     overwrite: bool
     private: bool
@@ -47,6 +54,9 @@ class MergeOptions:
     caps one task's memory above its worker's baseline; sizes are bytes or text such as "2GB". `nan` says whether
     a result that is not finite fails the run or is only reported. `private` is who may see an output on the hub.
     `methods` are Python files of merge methods.
+
+    On Ray: `task_gpus` is the share of a GPU that a task asks for (by default 1 where `device` is one), `max_tasks`
+    bounds the tasks under way, and tasks run first on nodes with the labels `prefer_nodes` ("KEY=VALUE").
     """
 
     executor: Executor = "ray"
@@ -55,6 +65,9 @@ class MergeOptions:
     device: str = "cpu"
     address: str | None = None
     task_cpus: int | None = None
+    task_gpus: float | None = None
+    max_tasks: int | None = None
+    prefer_nodes: tuple[str, ...] = (SPOT_LABEL,)
     task_memory: int | str = DEFAULT_TASK_MEMORY_BYTES
     overwrite: bool = False
     private: bool = True
@@ -75,8 +88,33 @@ class MergeOptions:
         if self.task_cpus is not None and not (_is_whole(self.task_cpus) and self.task_cpus >= 1):
             message = f"found {self.task_cpus!r}, expected a whole number, at least 1"
             raise UsageError(Problem(subject="task_cpus", message=message))
+        self._check_placement()
         if not _DEVICE.fullmatch(str(self.device)):
             raise UsageError(Problem(subject="device", message=f"found {self.device!r}, expected cpu, cuda or cuda:0"))
+
+    def _check_placement(self) -> None:
+        if self.max_tasks is not None and not (_is_whole(self.max_tasks) and self.max_tasks >= 1):
+            message = f"found {self.max_tasks!r}, expected a whole number, at least 1"
+            raise UsageError(Problem(subject="max_tasks", message=message))
+        if self.task_gpus is not None and not (_is_number(self.task_gpus) and self.task_gpus >= 0):
+            message = f"found {self.task_gpus!r}, expected a number, at least 0"
+            raise UsageError(Problem(subject="task_gpus", message=message))
+        if isinstance(self.prefer_nodes, str) or not all(map(_LABEL.fullmatch, self.prefer_nodes)):
+            message = f"found {self.prefer_nodes!r}, expected labels as in ({SPOT_LABEL!r},)"
+            raise UsageError(Problem(subject="prefer_nodes", message=message))
+
+    @property
+    def gpus(self) -> float:
+        """The GPUs that one task asks for."""
+        if self.task_gpus is not None:
+            return self.task_gpus
+        return 1 if self.device.startswith("cuda") else 0
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of nodes that tasks prefer."""
+        pairs = (label.partition("=") for label in self.prefer_nodes)
+        return {key: value for key, _, value in pairs}
 
     @property
     def threads(self) -> int:
@@ -131,6 +169,10 @@ def available_cpus() -> int:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_choice(subject: str, found: str, choices: tuple[str, ...]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymerge.checkpoint.layout import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from raymerge.errors import PlanError, Problem
@@ -210,6 +210,7 @@ class RayRunner(Runner):
     def __init__(self, options: MergeOptions, on_event: OnEvent, session: RaySession) -> None:
         super().__init__(options, on_event)
         self._session = session
+        self._runtime_env: Mapping[str, Any] = {}
 
     def _check(self, planned: Plan, out: str) -> None:
         alone = tuple(
@@ -223,6 +224,9 @@ class RayRunner(Runner):
             self._on_event(Message(text="waiting for a private Ray to start"))
         self._session.wait()
         if not self._session.is_private:
+            from raymerge.execute.ray.code import environment_of_tasks
+
+            self._runtime_env = environment_of_tasks()
             problems = unshared_folders(local_configs(planned), spool_folder(out))
             if problems:
                 raise PlanError(*problems)
@@ -235,9 +239,14 @@ class RayRunner(Runner):
 
         options = RayOptions(
             task_cpus=self._options.threads,
-            task_gpus=1 if self._options.device.startswith("cuda") else 0,
+            task_gpus=self._options.gpus,
+            max_tasks=self._options.max_tasks,
+            prefer_labels=self._options.labels,
             measure=measure,
+            runtime_env=self._runtime_env,
         )
+        if self._session.is_private:  # its one node is not lost by itself, and no other will come
+            options = replace(options, settle_seconds=0, unschedulable_seconds=0)
         return run_on_ray(function, tasks, on_event=on_event, options=options)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from raymerge.errors import Problem, UsageError
+from raymerge.options import SPOT_LABEL
 from raymerge.sizes import parse_size
 
 COMMON = "Common"
@@ -90,6 +91,24 @@ TaskCpus = Annotated[
     int | None,
     _cluster("--task-cpus", min=1, help="Threads that make one shard. Default: 1 on Ray, every core inline."),
 ]
+TaskGpus = Annotated[
+    float | None,
+    _cluster(
+        "--task-gpus", min=0, help="GPUs that making one shard asks for, 0.5 for two at once. Default: 1 on cuda."
+    ),
+]
+MaxTasks = Annotated[
+    int | None, _cluster("--max-tasks", min=1, help="The most shards under way at a time. Default: what nodes hold.")
+]
+PreferNodes = Annotated[
+    list[str] | None,
+    _cluster(
+        "--prefer-nodes",
+        metavar="KEY=VALUE",
+        help="A label of the nodes that shards go to first, others while those are busy or absent; may be given again. "
+        "Default: market-type=spot.",
+    ),
+]
 TaskMemory = Annotated[
     str | None,
     _cluster(
@@ -130,7 +149,11 @@ def read_paths(paths: list[str] | None) -> tuple[str, ...]:
     return tuple(os.path.expanduser(path) for path in paths or ())  # noqa: PTH111 - messages name them as given
 
 
-def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, int]:
+def labels(given: list[str] | None) -> tuple[str, ...]:
+    return tuple(given) if given else (SPOT_LABEL,)
+
+
+def sizes(*, out_shard_size: str, task_memory: str | None) -> dict[str, Any]:
     """Both size options in bytes, by their API names; the one that was not given is left to the API's default."""
     given = {"out_shard_size": parse_size(out_shard_size, subject="--out-shard-size")}
     if task_memory is not None:

@@ -140,3 +140,29 @@ def run_nested(numbers: list[int]) -> list[int]:
         session.wait()
         outcomes = list(run_on_ray(square, tasks_of(*numbers), on_event=lambda _: None))
     return sorted(outcome.result.value for outcome in outcomes)
+
+
+def rest(work: tuple[str, float]) -> str:
+    """Sleep in slices that an interrupt can end, noting where it runs; answers with the node."""
+    import ray
+
+    path, seconds = work
+    node_id = str(ray.get_runtime_context().get_node_id())
+    note(path, node_id)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        note(path, "interrupted")
+        raise
+    return node_id
+
+
+def hang_once(path: str) -> str:
+    """Sleeps a moment; of the path that ends in "hangs", for ever at its first attempt."""
+    if path.endswith("hangs") and note(path) == 0:
+        while True:
+            time.sleep(0.02)
+    time.sleep(0.2)
+    return path

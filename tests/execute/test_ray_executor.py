@@ -186,6 +186,7 @@ def free_cpus_within(seconds: float) -> float:
     return ray.available_resources().get("CPU", 0.0)
 
 
+@pytest.mark.point(3, "a request that no node can hold")
 @pytest.mark.parametrize(
     ("memory_bytes", "task_cpus", "asked"),
     [(2**45, 1, "1 CPU, 32768.00 GiB memory"), (2**20, 3, "3 CPU, 0.00 GiB memory")],

@@ -38,6 +38,7 @@ def outgrow(share_bytes: int, task_bytes: int, task_count: int) -> dict[str, obj
     return json.loads(done.stdout)
 
 
+@pytest.mark.point(3, "out of memory, recovered by doubling")
 @pytest.mark.slow
 def test_tasks_that_outgrow_a_node_together_run_one_at_a_time() -> None:
     report = outgrow(int(2.5 * GIB), int(1.5 * GIB), 2)
@@ -45,6 +46,7 @@ def test_tasks_that_outgrow_a_node_together_run_one_at_a_time() -> None:
     assert "out of memory" in report["retries"]
 
 
+@pytest.mark.point(3, "out of memory, given up")
 @pytest.mark.slow
 def test_a_task_that_outgrows_a_node_alone_is_given_up() -> None:
     report = outgrow(GIB, 3 * GIB, 1)

@@ -17,10 +17,13 @@ import ray
 import task_functions as functions
 from ray.cluster_utils import Cluster
 
+from raymerge.errors import UsageError
 from raymerge.events import Event, TaskRetried, TaskStarted
 from raymerge.execute.local_paths import nonce_in
+from raymerge.execute.ray import code
+from raymerge.execute.ray.code import environment_of_tasks
 from raymerge.execute.ray.executor import run_on_ray
-from raymerge.execute.ray.nodes import local_versions, node_versions, nodes_without, version_differences
+from raymerge.execute.ray.nodes import NodeVersions, local_versions, node_versions, nodes_without, version_differences
 from raymerge.execute.ray.options import RayOptions
 from raymerge.execute.ray.session import RaySession
 from raymerge.execute.task import Outcome
@@ -114,11 +117,30 @@ def test_every_node_that_takes_tasks_is_asked_for_the_nonce(two_nodes: Cluster, 
 def test_versions_of_every_node(two_nodes: Cluster) -> None:
     found, driver = node_versions(), local_versions()
     assert [node.versions for node in found] == [driver.versions] * 2
+    assert dict(driver.versions).keys() == {"raymerge", "torch", "numba"}
     assert version_differences(driver, found) == ()
-    (python, *others), older = driver.versions, ("torch", "2.0")
-    other = [type(driver)(address="10.0.0.3", versions=(python, *((n, v) for n, v in others if n != "torch"), older))]
-    (difference,) = version_differences(driver, other)
+    other = NodeVersions(address="10.0.0.3", versions=(*driver.versions[:1], ("torch", "2.0"), *driver.versions[2:]))
+    (difference,) = version_differences(driver, [other])
     assert "10.0.0.3: runs torch 2.0" in str(difference)
+
+
+def test_code_is_sent_where_a_node_lacks_it(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nothing is: workers of a job's own environment would have to start anew."""
+    assert environment_of_tasks() == {}
+    driver = local_versions()
+    lacking = [NodeVersions(address="10.0.0.3", versions=(("raymerge", ""), *driver.versions[1:]))]
+    same = [NodeVersions(address="10.0.0.3", versions=driver.versions)]
+    for found in (lacking, []):
+        monkeypatch.setattr(code, "node_versions", lambda env=None, found=found: same if env else found)
+        (address,) = environment_of_tasks()["py_modules"]
+        assert address.startswith("gcs://")
+    monkeypatch.setattr(code, "node_versions", lambda env=None: lacking)
+    with pytest.raises(UsageError, match=r"10\.0\.0\.3: runs another raymerge"):
+        environment_of_tasks()
+    other = [NodeVersions(address="10.0.0.3", versions=(*driver.versions[:1], ("torch", ""), *driver.versions[2:]))]
+    monkeypatch.setattr(code, "node_versions", lambda env=None: other)
+    with pytest.raises(UsageError, match=r"10\.0\.0\.3: runs torch not at all, the driver 2\..*one image"):
+        environment_of_tasks()
 
 
 def test_a_cluster_that_runs_here_is_joined_only_by_name(cluster: Cluster, tmp_path: Path) -> None:

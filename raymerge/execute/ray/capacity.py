@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import ray
 
@@ -19,6 +19,10 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        return labels.items() <= self.labels.items()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class Request:
 
 def living_nodes() -> tuple[Node, ...]:
     """The nodes that take tasks, in the order in which they joined: draining ones are left out."""
-    draining = _draining_node_ids()
+    draining = draining_nodes()
     return tuple(
         Node(
             node_id=entry["NodeID"],
@@ -43,6 +47,7 @@ def living_nodes() -> tuple[Node, ...]:
             cpus=entry["Resources"].get("CPU", 0.0),
             gpus=entry["Resources"].get("GPU", 0.0),
             memory_bytes=int(entry["Resources"].get("memory", 0)),
+            labels=entry.get("Labels", {}),
         )
         for entry in ray.nodes()  # type: ignore[no-untyped-call]
         if entry["Alive"] and entry["NodeID"] not in draining
@@ -91,8 +96,10 @@ def _describe(cpus: float, gpus: float, memory_bytes: int) -> str:
     return f"{cpus:g} CPU, {gpu_text}{memory_bytes / 2**30:.2f} GiB memory"
 
 
-def _draining_node_ids() -> frozenset[str]:
+def draining_nodes() -> dict[str, float]:
+    """When nodes that were given notice go, by id, in seconds since the epoch; infinity where that is not known."""
     # Only Ray's internals tell which nodes drain; a release without this call just shows none.
     state = getattr(getattr(ray, "_private", None), "state", None)
     draining = getattr(getattr(state, "state", None), "get_draining_nodes", None)
-    return frozenset(draining()) if draining is not None else frozenset()
+    found: dict[str, int] = draining() if draining is not None else {}
+    return {node_id: deadline_ms / 1000 if deadline_ms else float("inf") for node_id, deadline_ms in found.items()}

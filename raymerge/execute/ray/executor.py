@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import ray
-from ray.exceptions import RayError, RaySystemError
+from ray.exceptions import RayError, RaySystemError, TaskCancelledError
 
 from raymerge.events import Event, Message, TaskFinished, TaskRetried, TaskStarted
 from raymerge.execute.ray.capacity import (
     Node,
     Request,
     dead_node_ids,
+    draining_nodes,
     largest_memory,
     living_nodes,
     no_room_error,
@@ -27,6 +28,7 @@ from raymerge.execute.ray.faults import Fault, classify, exhausted_error, final_
 from raymerge.execute.ray.growth import nodes_are_coming
 from raymerge.execute.ray.metrics import counted
 from raymerge.execute.ray.options import RayOptions
+from raymerge.execute.ray.pace import Pace
 from raymerge.execute.ray.worker import attempt, pack
 from raymerge.execute.task import Outcome, P, R, Task, jittered_seconds
 
@@ -71,8 +73,10 @@ class _Attempt(Generic[P]):
     memory_bytes: int
     suspects: frozenset[str] = frozenset()  # ids of the nodes that may be running it; one, once it has reported
     node: str = ""
-    is_started: bool = False
+    started_at: float | None = None
     is_given_up: bool = False
+    is_told_to_leave: bool = False
+    twin: Any = None  # the stream of another attempt at the same task, which runs beside this one
     retries: Counter[str] = field(default_factory=Counter)
 
 
@@ -98,6 +102,8 @@ class _Run(Generic[P, R]):
         self._nodes_seen_at = float("-inf")
         self._no_room_since: float | None = None
         self._remote = ray.remote(attempt)
+        self._pace = Pace(task_count=len(tasks), straggler_seconds=options.straggler_seconds)
+        self._overtaken: list[Any] = []
 
     def outcomes(self) -> Iterator[Outcome[R]]:
         while self._ready or self._running or self._resting:
@@ -111,12 +117,13 @@ class _Run(Generic[P, R]):
 
     def cancel(self) -> None:
         """End what runs, first politely, then by force."""
-        if not self._running or not ray.is_initialized():
+        streams = [*self._running, *self._overtaken]
+        if not streams or not ray.is_initialized():
             return
         with contextlib.suppress(RayError):  # a cluster that is gone has nothing left to cancel
             for stream in self._running:
                 ray.cancel(stream, force=False)
-            ends = [stream.completed() for stream in self._running]
+            ends = [stream.completed() for stream in streams]
             _, stubborn = ray.wait(ends, num_returns=len(ends), timeout=_CANCEL_SECONDS, fetch_local=False)
             for end in stubborn:
                 ray.cancel(end, force=True)
@@ -131,7 +138,8 @@ class _Run(Generic[P, R]):
         self._nodes = living_nodes()
         self._nodes_seen_at = now
         self._give_up_dead_nodes()
-        waiting = [*self._ready, *(entry for entry in self._running.values() if not entry.is_started)]
+        self._leave_draining_nodes()
+        waiting = [*self._ready, *(entry for entry in self._running.values() if entry.started_at is None)]
         too_large = next((entry for entry in waiting if not self._has_room(entry)), None)
         if too_large is None:
             self._no_room_since = None
@@ -153,12 +161,28 @@ class _Run(Generic[P, R]):
         its health checks, but says nothing of the task for minutes more (ray 2.60).
         """
         dead = dead_node_ids()
-        lost = {stream: entry for stream, entry in self._running.items() if entry.is_started and entry.suspects <= dead}
+        lost = {
+            stream: entry
+            for stream, entry in self._running.items()
+            if entry.started_at is not None and entry.suspects <= dead
+        }
         for stream, entry in lost.items():
             if entry.is_given_up:  # seen a second time: Ray has had the time to say it
                 del self._running[stream]
-                self._retry(entry, node_lost("the node no longer answers"))
+                if not self._has_twin(entry):
+                    self._retry(entry, node_lost("the node no longer answers"))
             entry.is_given_up = True
+
+    def _leave_draining_nodes(self) -> None:
+        """Stop attempts that cannot end before their node goes; they run again elsewhere meanwhile."""
+        draining = draining_nodes()
+        for stream, entry in self._running.items():
+            deadline = min((draining.get(node_id, float("inf")) for node_id in entry.suspects), default=float("inf"))
+            if entry.started_at is None or entry.is_told_to_leave:
+                continue
+            if not self._pace.ends_before(deadline, started_at=entry.started_at):
+                entry.is_told_to_leave = True
+                ray.cancel(stream, force=False)
 
     def _has_room(self, entry: _Attempt[P]) -> bool:
         request = self._request(entry)
@@ -171,20 +195,48 @@ class _Run(Generic[P, R]):
 
     def _submit(self) -> None:
         while self._ready and len(self._running) < self._in_flight_limit():
-            entry = self._ready.popleft()
-            entry.suspects = frozenset(node.node_id for node in self._nodes)
-            entry.node = ""
-            entry.is_started = entry.is_given_up = False
-            stream = self._remote.options(
-                name=entry.task.name,
-                num_returns="streaming",
-                num_cpus=self._options.task_cpus,
-                num_gpus=self._options.task_gpus,
-                memory=entry.memory_bytes,
-                max_retries=0,
-                retry_exceptions=False,
-            ).remote(pack(self._function, entry.task.payload))
-            self._running[stream] = entry
+            self._launch(self._ready.popleft())
+        if not self._ready and not self._resting:
+            self._overtake()
+
+    def _launch(self, entry: _Attempt[P]) -> Any:
+        entry.suspects = frozenset(node.node_id for node in self._nodes)
+        entry.node = ""
+        entry.started_at = None
+        entry.is_given_up = entry.is_told_to_leave = False
+        stream = self._remote.options(
+            name=entry.task.name,
+            num_returns="streaming",
+            num_cpus=self._options.task_cpus,
+            num_gpus=self._options.task_gpus,
+            memory=entry.memory_bytes,
+            max_retries=0,
+            retry_exceptions=False,
+            **self._placement(),
+        ).remote(pack(self._function, entry.task.payload))
+        self._running[stream] = entry
+        return stream
+
+    def _overtake(self) -> None:
+        """Start second attempts at tasks that hang: bytes are the same whoever writes them, and appear at once."""
+        if any(entry.started_at is None for entry in self._running.values()):
+            return  # what waits for room is not helped by more of it
+        for stream, entry in list(self._running.items()):
+            if entry.twin is None and self._pace.allows_second_attempt(started_at=entry.started_at or 0):
+                second = _Attempt(task=entry.task, memory_bytes=entry.memory_bytes, twin=stream)
+                entry.twin = self._launch(second)
+                age = time.time() - (entry.started_at or 0)
+                text = f"{entry.task.name} has run for {age:.0f} s on {entry.node}: a second attempt runs beside it"
+                self._on_event(Message(text=text))
+
+    def _placement(self) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        if self._options.runtime_env:
+            chosen["runtime_env"] = dict(self._options.runtime_env)
+        wanted = dict(self._options.prefer_labels)
+        if wanted and any(node.has(wanted) for node in self._nodes):
+            chosen |= {"label_selector": wanted, "fallback_strategy": [{"label_selector": {}}]}
+        return chosen
 
     def _in_flight_limit(self) -> int:
         if self._options.max_tasks is not None:
@@ -209,7 +261,9 @@ class _Run(Generic[P, R]):
         return [*first, *also]
 
     def _advance(self, stream: Any) -> Outcome[R] | None:
-        entry = self._running[stream]
+        entry = self._running.get(stream)
+        if entry is None:  # overtaken a moment ago
+            return None
         try:
             message = ray.get(next(stream))
         except StopIteration:
@@ -218,14 +272,16 @@ class _Run(Generic[P, R]):
         except RayError as error:
             self._fail(stream, error)
             return None
-        if not entry.is_started:
+        if entry.started_at is None:
             node_id, entry.node = message
             entry.suspects = frozenset((node_id,))
-            entry.is_started = True
+            entry.started_at = time.time()
             self._on_event(TaskStarted(task=entry.task.name, node=entry.node))
             return None
         del self._running[stream]
+        self._drop(entry.twin)
         result, seconds = message
+        self._pace.note(seconds)
         read_bytes, written_bytes = self._options.measure(result)
         self._on_event(
             TaskFinished(
@@ -240,9 +296,26 @@ class _Run(Generic[P, R]):
 
     # Failure
 
+    def _has_twin(self, entry: _Attempt[P]) -> bool:
+        """Whether another attempt at the task of a failed one runs; it goes on alone."""
+        twin = self._running.get(entry.twin)
+        if twin is not None:
+            twin.twin = None
+        return twin is not None
+
+    def _drop(self, twin: Any) -> None:
+        """End the attempt that was overtaken."""
+        if twin is not None and self._running.pop(twin, None) is not None:
+            self._overtaken.append(twin)
+            ray.cancel(twin, force=False)
+
     def _fail(self, stream: Any, error: BaseException) -> None:
         entry = self._running.pop(stream)
+        if self._has_twin(entry):
+            return
         fault = classify(error)
+        if entry.is_told_to_leave and isinstance(error, TaskCancelledError):
+            fault = node_lost("the node goes before the task could end")
         if fault is None:
             raise final_error(entry.task.name, entry.node, error) from error
         if fault.cause == "worker died":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -18,15 +17,21 @@ from raymerge.execute.ray.faults import classify, final_error
 T = TypeVar("T")
 
 _ANSWER_SECONDS = 60.0
-_COMPARED = ("raymerge", "ray", "torch", "numba", "numpy")
+# What decides the bytes of a result; Ray compares its own version and Python's when a cluster is joined.
+_COMPARED = ("torch", "numba")
+CODE = "raymerge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeVersions:
-    """What one node runs: (package, version) pairs, "" for a package that is not there."""
+    """What one node runs: (package, version) pairs, "" for a package that is not there. Of raymerge, a digest."""
 
     address: str
     versions: tuple[tuple[str, str], ...]
+
+    @property
+    def code(self) -> str:
+        return dict(self.versions)[CODE]
 
 
 def nodes_without(nonce_path: str, nonce: str) -> list[str]:
@@ -34,11 +39,11 @@ def nodes_without(nonce_path: str, nonce: str) -> list[str]:
     return [node.address for node, found in _ask_every_node(_nonce_question(nonce_path, nonce)) if not found]
 
 
-def node_versions() -> list[NodeVersions]:
-    """The versions on every node that runs tasks. raymerge need not be installed there."""
+def node_versions(runtime_env: Mapping[str, Any] | None = None) -> list[NodeVersions]:
+    """The versions on every node that runs tasks, inside `runtime_env`. raymerge need not be installed there."""
     return [
         NodeVersions(address=node.address, versions=versions)
-        for node, versions in _ask_every_node(_version_question(_COMPARED))
+        for node, versions in _ask_every_node(_version_question(_COMPARED), runtime_env or {})
     ]
 
 
@@ -48,7 +53,7 @@ def local_versions() -> NodeVersions:
 
 
 def version_differences(driver: NodeVersions, nodes: Sequence[NodeVersions]) -> tuple[Problem, ...]:
-    """One problem per node and package that differs from the driver's; a Python differs by its minor version."""
+    """One problem per node and library that differs from the driver's. raymerge's own code is not among them."""
     expected = dict(driver.versions)
     return tuple(
         Problem(
@@ -58,7 +63,7 @@ def version_differences(driver: NodeVersions, nodes: Sequence[NodeVersions]) -> 
         )
         for node in nodes
         for name, found in node.versions
-        if found != expected[name]
+        if name != CODE and found != expected[name]
     )
 
 
@@ -77,22 +82,37 @@ def _nonce_question(path: str, nonce: str) -> Callable[[], bool]:
 
 
 def _version_question(packages: tuple[str, ...]) -> Callable[[], tuple[tuple[str, str], ...]]:
+    def version_of(name: str) -> str:
+        from importlib import metadata
+
+        try:
+            return metadata.version(name).partition("+")[0]  # builds for one device or another round alike
+        except metadata.PackageNotFoundError:
+            return ""
+
+    def digest_of(name: str) -> str:
+        """Of the sources: two trees in development have one version."""
+        import hashlib
+        import pathlib
+        from importlib import util
+
+        spec = util.find_spec(name)
+        folders = [pathlib.Path(each) for each in (spec.submodule_search_locations or ())] if spec else []
+        sources = sorted((path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py"))
+        digest = hashlib.sha256()
+        for relative, path in sources:
+            digest.update(f"{relative}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        return digest.hexdigest()[:16] if sources else ""
+
+    code = CODE  # a closure is packed with what it holds, not with this module
+
     def versions() -> tuple[tuple[str, str], ...]:
-        from importlib import metadata, util
-
-        def version_of(name: str) -> str:
-            try:
-                return metadata.version(name)
-            except metadata.PackageNotFoundError:
-                return "(not installed, but importable)" if util.find_spec(name) else ""
-
-        python = ".".join(platform.python_version_tuple()[:2])
-        return (("python", python), *((name, version_of(name)) for name in packages))
+        return ((code, digest_of(code)), *((name, version_of(name)) for name in packages))
 
     return versions
 
 
-def _ask_every_node(question: Callable[[], T]) -> list[tuple[Node, T]]:
+def _ask_every_node(question: Callable[[], T], runtime_env: Mapping[str, Any] | None = None) -> list[tuple[Node, T]]:
     """Answers of the nodes that run tasks (a head with 0 CPUs runs none), in the order in which they joined.
 
     A node that is lost meanwhile is left out.
@@ -104,6 +124,7 @@ def _ask_every_node(question: Callable[[], T]) -> list[tuple[Node, T]]:
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False),
+            **({"runtime_env": dict(runtime_env)} if runtime_env else {}),
         ).remote()
         for node in nodes
     ]
