@@ -246,6 +246,31 @@ def test_the_live_view_names_nodes_and_the_slowest() -> None:
     assert "slowest: shard 1, 38 s, 10.0.0.1" in text
 
 
+def test_the_live_view_has_a_line_for_each_of_several_nodes() -> None:
+    nodes = [f"10.0.0.{number}" for number in range(1, 13)]
+    progress = after(
+        (0.0, STARTED), *((0.0, TaskStarted(task=f"shard {node}", node=node)) for node in nodes),
+        (10.0, replace(finished("shard 10.0.0.2", 2), node="10.0.0.2")),
+        (10.0, retried("shard 10.0.0.3", "node lost", node="10.0.0.3")),
+    )  # fmt: skip
+    lines = shown(live_view(progress, 10.0, name="tie70"), width=120).splitlines()
+    assert [line.split()[0] for line in lines[2:10]] == [*nodes[:1], *nodes[3:10]]  # those at work come first
+    assert "10 on 10 nodes" in lines[1].replace(" running", "")
+    assert lines[10].strip() == "and 4 more nodes"
+    few = shown(live_view(after(*_two_nodes()), 10.0, name="tie70"), width=120).splitlines()
+    assert [" ".join(line.split()) for line in few[2:]] == [
+        "10.0.0.2 1 running 1 done 2.0 GB 200 MB/s", "10.0.0.1 0 running 0 done 0 B 0 B/s 1 failed",
+    ]  # fmt: skip
+
+
+def _two_nodes() -> list[tuple[float, Event]]:
+    return [
+        (0.0, STARTED), (0.0, TaskStarted(task="a", node="10.0.0.1")), (0.0, TaskStarted(task="b", node="10.0.0.2")),
+        (5.0, retried("a", "node lost", node="10.0.0.1")), (9.0, replace(finished("b", 2), node="10.0.0.2")),
+        (9.0, TaskStarted(task="c", node="10.0.0.2")),
+    ]  # fmt: skip
+
+
 @given(st.lists(st.sampled_from(["start", "finish", "retry"]), max_size=12), st.integers(20, 120))
 def test_the_live_view_is_two_lines_at_any_time_and_width(steps: list[str], width: int) -> None:
     events: dict[str, Event] = {

@@ -15,6 +15,17 @@ from raymerge.cli.screens.text import duration, plural
 from raymerge.events import Event, RunStarted, TaskFinished, TaskRetried, TaskStarted, TaskSurveyed
 from raymerge.sizes import format_size
 
+_MOST_NODE_LINES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeProgress:
+    """What came of the tasks that ran on one node."""
+
+    done_count: int = 0
+    done_bytes: int = 0
+    failed_count: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -28,6 +39,7 @@ class Progress:
     done_bytes: int = 0
     running: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
+    nodes: Mapping[str, NodeProgress] = field(default_factory=dict)
 
     def elapsed(self, now: float) -> float:
         return max(now - self.started_at, 0.0)
@@ -52,22 +64,43 @@ def advance(progress: Progress, event: Event, now: float) -> Progress:
             total_bytes=event.read_bytes + event.write_bytes,
         )
     if isinstance(event, TaskStarted):
-        return replace(progress, running={**progress.running, event.task: (now, event.node)})
+        nodes = _noted(progress.nodes, event.node)
+        return replace(progress, running={**progress.running, event.task: (now, event.node)}, nodes=nodes)
     if isinstance(event, TaskRetried):
         retries = Counter(progress.retries)
         retries[event.cause] += 1
-        return replace(progress, running=_without(progress.running, event.task), retries=dict(retries))
+        running, nodes = _without(progress.running, event.task), _noted(progress.nodes, event.node, failed_count=1)
+        return replace(progress, running=running, retries=dict(retries), nodes=nodes)
     if isinstance(event, TaskSurveyed):
         running = _without(progress.running, event.task)
-        return replace(progress, running=running, done_bytes=progress.done_bytes + event.read_bytes)
+        nodes = _noted(progress.nodes, event.node, done_count=1, done_bytes=event.read_bytes)
+        return replace(progress, running=running, done_bytes=progress.done_bytes + event.read_bytes, nodes=nodes)
     if isinstance(event, TaskFinished):
+        nbytes = event.read_bytes + event.written_bytes
         return replace(
             progress,
+            nodes=_noted(progress.nodes, event.node, done_count=1, done_bytes=nbytes),
             running=_without(progress.running, event.task),
             done_count=progress.done_count + 1,
-            done_bytes=progress.done_bytes + event.read_bytes + event.written_bytes,
+            done_bytes=progress.done_bytes + nbytes,
         )
     return progress
+
+
+def _noted(
+    nodes: Mapping[str, NodeProgress], name: str, *, done_count: int = 0, done_bytes: int = 0, failed_count: int = 0
+) -> Mapping[str, NodeProgress]:
+    if not name:
+        return nodes
+    node = nodes.get(name, NodeProgress())
+    return {
+        **nodes,
+        name: NodeProgress(
+            done_count=node.done_count + done_count,
+            done_bytes=node.done_bytes + done_bytes,
+            failed_count=node.failed_count + failed_count,
+        ),
+    }
 
 
 def _without(running: Mapping[str, tuple[float, str]], task: str) -> dict[str, tuple[float, str]]:
@@ -80,7 +113,7 @@ def progress_line(progress: Progress, now: float) -> str:
 
 
 def live_view(progress: Progress, now: float, *, name: str) -> RenderableType:
-    """The display on a terminal: a bar with figures, then who works and what was retried."""
+    """The display on a terminal: a bar with figures, who works, what was retried, and a line for each of many nodes."""
     bar = ProgressBar(total=max(progress.total_bytes, 1), completed=progress.done_bytes)
     row = Table.grid(padding=(0, 2, 0, 0), expand=True)
     row.add_column(no_wrap=True, max_width=24, style="bold")
@@ -90,7 +123,29 @@ def live_view(progress: Progress, now: float, *, name: str) -> RenderableType:
         row.add_column(no_wrap=True)
     row.add_row(Text(name), bar, *figures)
     details = [f"{len(progress.running)} running{_nodes(progress)}", *_retried(progress), *_slowest(progress, now)]
-    return Group(row, Text("  " + "   ".join(details), style="dim", no_wrap=True, overflow="ellipsis"))
+    lines = ["   ".join(details), *_node_lines(progress, now)]
+    return Group(row, *(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _node_lines(progress: Progress, now: float) -> list[str]:
+    """Nodes at work first; none where there is but one."""
+    if len(progress.nodes) < 2:
+        return []
+    running = Counter(node for _, node in progress.running.values())
+    names = sorted(progress.nodes, key=lambda name: not running[name])
+    width = max(map(len, names))
+    lines = [
+        _node_line(progress.nodes[name], name.ljust(width), running[name], progress.elapsed(now)) for name in names
+    ]
+    left = len(lines) - _MOST_NODE_LINES
+    return lines if left <= 0 else [*lines[:_MOST_NODE_LINES], f"and {plural(left, 'more node')}"]
+
+
+def _node_line(node: NodeProgress, name: str, running_count: int, elapsed: float) -> str:
+    speed = node.done_bytes / elapsed if elapsed > 0 else 0.0
+    failed = [f"{node.failed_count} failed"] if node.failed_count else []
+    figures = [f"{running_count} running", f"{node.done_count} done", format_size(node.done_bytes)]
+    return "   ".join([name, *figures, f"{format_size(speed)}/s", *failed])
 
 
 def _figures(progress: Progress, now: float) -> list[str]:
