@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,16 @@ class Merge:
         """Attempts that began and gave nothing."""
         return self.started_count - len(self.of("task_finished"))
 
+    def running(self, *, seconds: float) -> list[str]:
+        """The nodes of tasks that began that long ago and are not done."""
+        at: dict[str, dict[str, Any]] = {}
+        for event in list(self.events):
+            if event["event"] == "task_started":
+                at[event["task"]] = event
+            elif event["event"] in ("task_finished", "task_retried"):
+                at.pop(event["task"], None)
+        return [event["node"] for event in at.values() if time.time() - event["time"] >= seconds]
+
     def wait_until(self, what: Callable[[Merge], bool], *, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while not what(self):
@@ -147,8 +157,10 @@ class RayLab:
         self.wait_for_workers(0)
         return self.head
 
-    def add_worker(self, *arguments: str) -> Host:
-        worker = self._start_node("worker", f"--address={self.address}", "--num-cpus=1", *arguments)
+    def add_worker(self, *arguments: str, hidden: Sequence[Path] = (), env: Mapping[str, str] | None = None) -> Host:
+        worker = self._start_node(
+            "worker", f"--address={self.address}", "--num-cpus=1", *arguments, hidden=hidden, env=env
+        )
         self.workers.append(worker)
         return worker
 
@@ -162,23 +174,25 @@ class RayLab:
         return self.workers
 
     def kill(self, worker: Host) -> None:
-        worker.kill()
         self.workers.remove(worker)
+        self.lab.remove(worker)
 
     def stop(self) -> None:
         for host in (*self.workers, *([self.head] if self.head else [])):
-            host.kill()
+            self.lab.remove(host)
         self.workers.clear()
         self.head = None
 
     def at(self, address: str) -> Host:
         return next(host for host in self.workers if host.address == address)
 
-    def _start_node(self, kind: str, *arguments: str) -> Host:
+    def _start_node(
+        self, kind: str, *arguments: str, hidden: Sequence[Path] = (), env: Mapping[str, str] | None = None
+    ) -> Host:
         host = self.lab.add_host(f"{kind}{next(self._names)}")
         command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000",
                    f"--node-ip-address={host.address}", "--memory=2000000000", *arguments]  # fmt: skip
-        host.start(command, env=self.env, log=self.folder / f"{host.name}.log")
+        host.start(command, env={**self.env, **(env or {})}, log=self.folder / f"{host.name}.log", hidden=hidden)
         return host
 
     def wait_for_workers(self, count: int) -> None:
@@ -200,11 +214,11 @@ sys.exit("not {count} workers")
 """
         subprocess.run(self.head.inside([sys.executable, "-c", code]), env=self.env, check=True, timeout=90)
 
-    def merge(self, recipe: Mapping[str, Any], out: str, *arguments: str) -> Merge:
+    def merge(self, recipe: Mapping[str, Any], out: str, *arguments: str, shard_size: str = SHARD_SIZE) -> Merge:
         """Start `raymerge merge` on the head."""
         assert self.head is not None
         command = [sys.executable, "-m", "raymerge", "merge", json.dumps(recipe) + "\n", out, "--json",
-                   "--address", self.address, "--out-shard-size", SHARD_SIZE,
+                   "--address", self.address, "--out-shard-size", shard_size,
                    "--methods", str(HERE / "slow_average.py"), *arguments]  # fmt: skip
         process = subprocess.Popen(
             self.head.inside(command), env=self.env, cwd=self.folder, text=True, start_new_session=True,
@@ -212,11 +226,11 @@ sys.exit("not {count} workers")
         )  # fmt: skip
         return Merge(process=process).follow()
 
-    def recipe(self, *, seconds: float = 0.0, kills: bool = False) -> dict[str, Any]:
+    def recipe(self, *, seconds: float = 0.0) -> dict[str, Any]:
         return {
             "merge_method": "slow_average",
             "dtype": "bfloat16",
-            "parameters": {"seconds": seconds, "kills": kills},
+            "parameters": {"seconds": seconds},
             "models": [{"model": f"{self.models}/{name}"} for name in "ab"],
         }
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 # What is a host's own besides its network: Ray keeps sessions, sockets and its object store there.
 _PRIVATE = "mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm"
-# Containers have no limit of threads for a shell started in a fresh namespace; the arguments follow as "$@".
-_ENTER = f'{_PRIVATE} && exec "$@"'
 
 
 def _ip(*arguments: str) -> str:
@@ -77,12 +75,13 @@ class Host:
         """Put before a command it shares the host's network, and nothing else."""
         return ("ip", "netns", "exec", self.namespace)
 
-    def start(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
-        """Run a command as the first process of the host, which all the others end with."""
+    def start(self, command: Sequence[str], *, env: Mapping[str, str], log: Path, hidden: Sequence[Path] = ()) -> None:
+        """Run a command as the first process of the host, which all the others end with; it sees no `hidden` folder."""
         isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc")
+        enter = " && ".join([_PRIVATE, *(f"mount -t tmpfs none '{path}'" for path in hidden), 'exec "$@"'])
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [*self.launcher, *isolated, "sh", "-c", _ENTER, "host", *command],
+                [*self.launcher, *isolated, "sh", "-c", enter, "host", *command],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -200,6 +199,12 @@ class Lab:
         _ip("-n", namespace, "link", "set", end, "up")
         _ip("-n", namespace, "link", "set", "lo", "up")
         return host
+
+    def remove(self, host: Host) -> None:
+        """Kill what runs on a host and take it away."""
+        host.kill()
+        self.hosts.remove(host)
+        _ip("netns", "del", host.namespace)
 
     def _plug(self, end: str, number: str) -> None:
         """A cable from the switch, whose free end is here."""
