@@ -38,7 +38,7 @@ PROXY = (
     "proxy.bytes_per_second = float(sys.argv[2]); print(proxy.endpoint, flush=True); sys.stdin.read()"
 )
 # As the 1.1B model, no tensor is more than a sixteenth of it: nothing can overlap with the arrival of the only one.
-OVERLAP_SHAPE = replace(SHAPES["100m"], vocab=8000, layers=36)
+OVERLAP_SHAPE = replace(SHAPES["100m"], vocab=8000, layers=60)
 THREADS = 16
 TOGETHER = 32  # ranges that s3fs is asked for at once
 
@@ -232,11 +232,12 @@ def overlap(models: str, folder: str, bytes_per_second: float) -> None:
         finally:
             shard.merge_held = plain
     compute = sum(end - start for start, end in busy)
-    idle = busy[-1][1] - began[0] - compute
+    idle, first = busy[-1][1] - began[0] - compute, busy[0][0] - began[0]
     total = sum(each.nbytes for each in ranges) / GB
     print(f"\noverlap, {total:.2f} GB, store at {bytes_per_second / 1e6:.0f} MB/s and compute as fast as that")
     print(f"  reading alone {alone:.1f} s, compute {compute:.1f} s, both together {busy[-1][1] - began[0]:.1f} s")
     print(f"  compute idle {idle:.1f} s, {idle / alone:.0%} of reading alone (one after the other: 100%)")
+    print(f"  of that {first:.1f} s until the first tensors were there, whatever the size of the model")
 
 
 def put_models(url: str, shape: Shape) -> None:
@@ -249,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="100m")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=60.0, help="MB/s of the throttled store")
+    parser.add_argument("--rate", type=float, default=80.0, help="MB/s of the throttled store")
     options = parser.parse_args()
     print(f"commit {commit()}, {machine()}, shape {options.shape}, median of {options.repeat}")
     with object_store() as folder:
