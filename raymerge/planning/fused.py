@@ -1,5 +1,5 @@
-"""Matrices that one input stores fused and another apart: rows of one are ranges of bytes, so they can be read as they
-are. What is woven together in another way is refused.
+"""Matrices that one input stores fused and another apart: rows of a fused one are ranges of bytes, and parts can be put
+together row by row, so each is read as the other stores it. What is woven together in another way is refused.
 """
 
 from __future__ import annotations
@@ -7,8 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
 
 from raymerge.checkpoint.nouns import Checkpoint, Helper, TensorRef, TensorSpec
+from raymerge.checkpoint.row_runs import RowRuns, row_runs
+from raymerge.checkpoint.steps import GatherRows
 from raymerge.errors import Problem
 
 # Parts that lie one after the other in the rows of the fused matrix: Phi-3 and those converted like it; Baichuan.
@@ -19,6 +24,8 @@ _ROWS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 _PART = re.compile(r"(.*\.)?(q_proj|k_proj|v_proj|gate_proj|up_proj)(\.(?:weight|bias))")
 # All experts in one tensor: [expert, gate rows then up rows, in], [expert, out, in].
 _EXPERT = re.compile(r"(.*\bexperts\.)(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+_WHOLE = re.compile(r"(.*\.)?(qkv_proj|W_pack|gate_up_proj)(\.(?:weight|bias))")
+_EXPERTS = re.compile(r"(.*\bexperts\.)(gate_up_proj|down_proj)")
 
 # What tells fused from apart, whichever way round, by the last component before ".weight".
 _KINDS: Mapping[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
@@ -73,6 +80,71 @@ def with_views(checkpoint: Checkpoint, lead: Checkpoint) -> Checkpoint:
         helpers={**checkpoint.helpers, **helpers},
         notes=(*checkpoint.notes, note),
     )
+
+
+def with_joins(checkpoint: Checkpoint, lead: Checkpoint) -> Checkpoint:
+    """`checkpoint` with parts put together, where the leader has them in one matrix."""
+    joined: dict[str, TensorRef] = {}
+    helpers: dict[str, Helper] = {}
+    for name, ref in lead.tensors.items():
+        if name in checkpoint.tensors:
+            continue
+        for names in _parts(name, ref.spec.shape):
+            parts = [checkpoint.tensors[each] for each in names if each in checkpoint.tensors]
+            if len(parts) == len(names) and _fit(parts, ref.spec.shape):
+                joined[name] = _join(parts, name, ref.spec.shape)
+                rule = f"read as a part of {name}, as {lead.reference} stores it"
+                helpers |= dict.fromkeys(names, Helper(serves=name, rule=rule))
+    if not joined:
+        return checkpoint
+    kept = {name: ref for name, ref in checkpoint.tensors.items() if name not in helpers}
+    note = f"{len(helpers)} tensors are read as parts of fused ones, such as {next(iter(joined))}"
+    return replace(
+        checkpoint,
+        tensors={**kept, **joined},
+        helpers={**checkpoint.helpers, **helpers},
+        notes=(*checkpoint.notes, note),
+    )
+
+
+def _parts(name: str, shape: tuple[int, ...]) -> Iterator[list[str]]:
+    """What a fused tensor may be made of, in the order of its rows."""
+    experts, whole = _EXPERTS.fullmatch(name), _WHOLE.fullmatch(name)
+    if experts is not None and len(shape) == 3 and shape[1] != shape[2]:  # as in _expert_slots
+        kinds = ("down_proj",) if experts[2] == "down_proj" else ("gate_proj", "up_proj")
+        yield [f"{experts[1]}{number}.{kind}.weight" for number in range(shape[0]) for kind in kinds]
+    elif whole is not None:
+        for parts, fused in _ROWS:
+            if whole[2] in fused:
+                yield [f"{whole[1] or ''}{part}{whole[3]}" for part in parts]
+
+
+def _fit(parts: list[TensorRef], shape: tuple[int, ...]) -> bool:
+    """Whether the parts, all of one type, are the rows of the whole; a row is what the last dimension counts."""
+    rows = 1 if len(shape) == 1 else shape[-1]
+    same = {(ref.spec.dtype, ref.spec.shape[1:]) for ref in parts}
+    each_of_one_expert = len(shape) < 3 or len({ref.spec.shape for ref in parts}) == 1
+    count = sum(ref.spec.element_count for ref in parts)
+    width_fits = all(len(ref.spec.shape) == 1 or ref.spec.shape[-1] == rows for ref in parts)
+    return len(same) == 1 and each_of_one_expert and width_fits and count == prod(shape)
+
+
+def _join(parts: list[TensorRef], name: str, shape: tuple[int, ...]) -> TensorRef:
+    columns = shape[-1] if len(shape) > 1 else 1
+    runs = _consecutive(tuple(ref.spec.shape[0] for ref in parts))
+    spec = TensorSpec(name=name, dtype=parts[0].spec.dtype, shape=shape)
+    gather = GatherRows(sources=tuple(parts), runs=runs, columns=columns)
+    return replace(parts[0], spec=spec, stored=None, steps=(gather,))
+
+
+@lru_cache(maxsize=64)
+def _consecutive(counts: tuple[int, ...]) -> RowRuns:
+    """All rows of one source after all of another."""
+    import numpy as np
+
+    starts = accumulate(counts, initial=0)
+    terms = [(np.arange(start, start + count), np.arange(count)) for start, count in zip(starts, counts, strict=False)]
+    return row_runs(sum(counts), terms)
 
 
 def clashes(checkpoint: Checkpoint, lead: Checkpoint) -> tuple[Problem, ...]:
@@ -137,13 +209,10 @@ def _clash(kind: str, checkpoint: Checkpoint, own: list[str], lead: Checkpoint, 
 
 def _refusal(kind: str, checkpoint: Checkpoint, lead: Checkpoint, own: str, its: str, *, is_fused: bool) -> Problem:
     here, there = ("fused", "apart") if is_fused else ("apart", "fused")
-    remedy = f"convert one of them, or merge models that store their {kind} alike"
-    if not is_fused and with_views(lead, checkpoint) is not lead:
-        remedy = f"make {checkpoint.reference} the base: what is apart there can be read out of {lead.reference}"
     return Problem(
         subject=checkpoint.reference,
         message=f"has its {kind} {here} ({own}), {lead.reference} {there} ({its})",
-        remedy=remedy,
+        remedy=f"convert one of them, or merge models that store their {kind} alike",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.errors import Problem
-from raymerge.planning.fused import clashes, with_views
+from raymerge.planning.fused import clashes, with_joins, with_views
 from raymerge.planning.stack import HEAD, dissect, is_sensory, sides
 from raymerge.recipe.nouns import ModelReference
 
@@ -49,7 +49,7 @@ def align_layouts(opened: Mapping[ModelReference, Checkpoint], leader: ModelRefe
             aligned[reference] = checkpoint
             continue
         matched = _match(checkpoint, lead)
-        viewed = with_views(matched.checkpoint, lead)
+        viewed = with_joins(with_views(matched.checkpoint, lead), lead)
         found = (*matched.problems, *clashes(viewed, lead))
         problems += found
         if not found:

@@ -10,6 +10,7 @@ import pytest
 from planning import checkpoint, jobs_of, llama_names, plan_of
 
 from raymerge.checkpoint.nouns import Checkpoint
+from raymerge.checkpoint.steps import GatherRows
 from raymerge.errors import PlanError
 from raymerge.planning.nouns import Plan, TensorJob
 
@@ -234,14 +235,34 @@ def test_experts_in_one_tensor_are_read_one_by_one() -> None:
     assert [(each - other.tensors[f"{head}down_proj"].offset) // (6 * 8 * 2) for each in down] == [0, 1, 2]
 
 
-def test_where_the_base_is_fused_the_other_way_round_is_the_remedy() -> None:
-    said = refused(LINEAR, phi("base"), apart("a"))
-    assert (
-        "a: has its attention apart (model.layers.0.self_attn.q_proj.weight), base fused "
-        "(model.layers.0.self_attn.qkv_proj.weight); make a the base: what is apart there can be read out of base"
-    ) in said
-    assert "a: has its MLP apart" in said
-    assert "make a the base" in refused(LINEAR, moe("base", fused=True), moe("a", fused=False))
+def gathered(job: TensorJob) -> list[str]:
+    (step,) = job.inputs[1].ref.steps
+    assert isinstance(step, GatherRows)
+    return [source.spec.name for source in step.sources]
+
+
+@pytest.mark.parametrize("fused", ["qkv_proj", "W_pack"])
+def test_parts_are_put_together_where_the_base_is_fused(fused: str) -> None:
+    base, other = phi("base", bias=True, order=fused), apart("a", bias=True)
+    plan = plan_of(LINEAR, base, other)
+    jobs = jobs_of(plan)
+    assert jobs.keys() == base.tensors.keys()
+    head = "model.layers.1.self_attn."
+    assert gathered(jobs[f"{head}{fused}.weight"]) == [f"{head}{each}_proj.weight" for each in "qkv"]
+    assert gathered(jobs[f"{head}{fused}.bias"]) == [f"{head}{each}_proj.bias" for each in "qkv"]
+    mlp = "model.layers.0.mlp."
+    assert gathered(jobs[f"{mlp}gate_up_proj.weight"]) == [f"{mlp}{each}_proj.weight" for each in ("gate", "up")]
+    assert all(told(plan, name) for name in other.tensors)
+
+
+def test_experts_are_put_together_in_the_order_of_their_numbers() -> None:
+    base, other = moe("base", fused=True), moe("a", fused=False)
+    jobs = jobs_of(plan_of(LINEAR, base, other))
+    assert jobs.keys() == base.tensors.keys()
+    head = "model.layers.1.mlp.experts."
+    order = [f"{head}{i}.{part}_proj.weight" for i in range(3) for part in ("gate", "up")]
+    assert gathered(jobs[f"{head}gate_up_proj"]) == order
+    assert gathered(jobs[f"{head}down_proj"]) == [f"{head}{i}.down_proj.weight" for i in range(3)]
 
 
 REFUSED = {
@@ -250,6 +271,13 @@ REFUSED = {
     "transposed": (moe("base", fused=False), moe("a", fused=True, turned=True), "experts fused (model.layers.0.mlp."),
     "square": (moe("base", fused=False, inner=4), moe("a", fused=True, inner=4), "experts fused (model.layers.0.mlp."),
 }  # fmt: skip
+APART = {
+    "woven": (phi("base", order="query_key_value"), apart("a"), "attention apart (model.layers.0.self_attn.q_proj"),
+    "other rows": (phi("base"), apart("a", q=8, kv=8), "attention apart (model.layers.0.self_attn.q_proj"),
+    "transposed": (moe("base", fused=True, turned=True), moe("a", fused=False), "experts apart (model.layers.0.mlp."),
+    "square": (moe("base", fused=True, inner=4), moe("a", fused=False, inner=4), "experts apart (model.layers.0.mlp."),
+}  # fmt: skip
+REFUSED |= {f"{case}, the base fused": of for case, of in APART.items()}
 
 
 @pytest.mark.parametrize("on_missing", ["error", "base", "skip"])

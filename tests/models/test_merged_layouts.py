@@ -88,7 +88,12 @@ def test_experts_saved_in_one_tensor_merge_with_experts_saved_apart(load: Callab
     assert read_tensors(twin).keys() != read_tensors(same).keys(), "the twin should be fused"
     merged = half(apart, twin, tmp_path / "out")
     assert_mean(merged, read_tensors(apart), read_tensors(same))
-    run_tiny(load(tmp_path / "out", family.auto), family)
+    model = load(tmp_path / "out", family.auto)
+    run_tiny(model, family)
+    half(twin, apart, tmp_path / "fused")
+    turned = load(tmp_path / "fused", family.auto)
+    for name, values in model.state_dict().items():
+        np.testing.assert_allclose(turned.state_dict()[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def test_a_fused_phi_merges_with_its_twin_in_parts(tmp_path: Path) -> None:
@@ -117,3 +122,10 @@ def test_a_fused_phi_merges_with_its_twin_in_parts(tmp_path: Path) -> None:
     }
     raymerge.merge(recipe, tmp_path / "out", executor="inline")
     assert_mean(read_tensors(tmp_path / "out"), parts["other"], parts["fused"])
+    turned = {**recipe, "models": recipe["models"][::-1]}
+    raymerge.merge(turned, tmp_path / "fused-out", executor="inline")
+    whole = {name: (array + read_tensors(other)[name]) / 2 for name, array in read_tensors(fused).items()}
+    merged = read_tensors(tmp_path / "fused-out")
+    assert merged.keys() == whole.keys()
+    for name, array in merged.items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-6, atol=1e-7, err_msg=name)
