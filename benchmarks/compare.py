@@ -267,10 +267,14 @@ def main() -> None:
     os.sync()
     bound = read_and_write(inputs, folder / "copy")
     runs: list[Run] = []
+    plain: list[float] = []
     for method in methods:
         config = folder / f"{method}.yaml"
         config.write_text(json.dumps(all_recipes[method], indent=1))
         for _ in range(options.repeat):
+            if method == "linear":
+                os.sync()
+                plain.append(read_and_write(inputs[1:], folder / "copy"))
             for contender in chosen:  # in turn, so that a change of the machine's load meets all of them
                 run = measure(method, contender, config, folder / "out")
                 runs.append(run)
@@ -280,6 +284,10 @@ def main() -> None:
     print(f"\n{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC, commit {commit()}, {machine()}")
     print(f"4 checkpoints of {size:.2f} GB, median of {options.repeat}; reading all and writing one: {bound:.1f} s\n")
     print(table(runs, methods, [contender.name for contender in chosen]))
+    if found := median_of(runs, "linear", "raymerge"):
+        seconds = statistics.median(plain)
+        text = f"reading the inputs of linear and writing one file: {seconds:.1f} s"
+        print(f"\n{text}; raymerge reaches {seconds / found[0]:.2f} of that speed")
     if options.json:
         options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
     if any(run.failure for run in runs):
