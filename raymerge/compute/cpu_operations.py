@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from raymerge.compute import kernels, row_kernels, selection_kernels, sum_kernels, type_kernels  # isort: skip
+from raymerge.compute import kernels, rank_kernels, row_kernels, selection_kernels, sum_kernels, type_kernels  # isort: skip
 # first, above: the kernels settle numba's cache folder
 
 import numpy as np
@@ -222,8 +222,14 @@ class CpuOperations(Operations):
         out = _empty(x.size, np.uint8)
         values = self._reuse("rank", _float_type(x), limits.size)
         bits = values.view(_BITS[values.dtype])
-        row_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
+        rank_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
         return out
+
+    def pack_mask(self, mask: Array) -> Array:
+        return np.packbits(mask)
+
+    def unpack_mask(self, packed: Array, count: int) -> Array:
+        return np.unpackbits(packed, count=count)
 
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
         c = 0.0 if base is None else _floats(base).astype(np.float64)

@@ -199,6 +199,14 @@ class Operations(ABC):
         starts at element `start`.
         """
 
+    def pack_mask(self, mask: Array) -> Array | None:  # noqa: ARG002  where packing is not worth it
+        """A mask that is written out, in an eighth of its size; None: make it again when it is needed."""
+        return None
+
+    def unpack_mask(self, packed: Array, count: int) -> Array:
+        """The mask of `count` elements that pack_mask packed."""
+        raise NotImplementedError
+
     @abstractmethod
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
         """(a - base) * (b - base) in float64, element by element."""

@@ -1,5 +1,5 @@
 """Numba kernels over rows (vectors along the last dimension), and over single elements of few methods."""
-# ruff: noqa: PLR0917  compiled functions are called by position
+
 
 from __future__ import annotations
 
@@ -10,70 +10,7 @@ from raymerge.compute.jit import carray, jit, pointer  # first: it settles numba
 
 import numpy as np
 
-from raymerge.compute.kernels import random_bits
 from raymerge.compute.operations import PROBABILITY_FLOOR
-from raymerge.compute.selection_kernels import magnitudes
-
-RADIX_BITS = 11  # 2048 counters stay in the first-level cache
-
-
-@jit
-def rank_mask(
-    x: Any, base: Any, has_base: Any, limits: Any, key: Any, first: Any, values: Any, bits: Any, out: Any
-) -> None:
-    """1 where an element's random bits lie below the limit of its place among its row's magnitudes, largest first.
-
-    Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
-    unsigned integers.
-    """
-    row_length = limits.size
-    order = np.empty(row_length, np.uint32)
-    spare_order = np.empty(row_length, np.uint32)
-    keys = np.empty(row_length, bits.dtype)
-    spare_keys = np.empty(row_length, bits.dtype)
-    draws = np.empty(row_length, np.uint64)
-    counts = np.empty(1 << RADIX_BITS, np.uint32)
-    for start in range(0, out.size, row_length):
-        end = start + row_length
-        magnitudes(x[start:end], base[start:end], has_base, values)
-        for j in range(row_length):
-            keys[j] = ~bits[j]
-            order[j] = j
-        shift = 0
-        while shift < keys.itemsize * 8 - 1:
-            if _sort_by_digit(keys, order, spare_keys, spare_order, counts, shift):
-                keys, spare_keys = spare_keys, keys
-                order, spare_order = spare_order, order
-            shift += RADIX_BITS
-        random_bits(key, first + np.uint64(start), draws)
-        mask = out[start : start + row_length]
-        for place in range(row_length):
-            e = order[place]
-            mask[e] = draws[e] < limits[place]
-
-
-@jit
-def _sort_by_digit(keys: Any, order: Any, out_keys: Any, out_order: Any, counts: Any, shift: Any) -> Any:
-    """One stable counting pass of a radix sort; False, with nothing moved, where all share the digit."""
-    counts[:] = 0
-    by = keys.dtype.type(shift)
-    low = keys.dtype.type((1 << RADIX_BITS) - 1)
-    for j in range(keys.size):
-        counts[(keys[j] >> by) & low] += np.uint32(1)
-    if keys.size > 0 and counts[(keys[0] >> by) & low] == keys.size:
-        return False
-    place = np.uint32(0)
-    for digit in range(counts.size):
-        count = counts[digit]
-        counts[digit] = place
-        place += count
-    for j in range(keys.size):
-        digit = (keys[j] >> by) & low
-        place = counts[digit]
-        counts[digit] = place + np.uint32(1)
-        out_keys[place] = keys[j]
-        out_order[place] = order[j]
-    return True
 
 
 @jit

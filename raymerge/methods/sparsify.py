@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 from raymerge.compute.operations import Mask
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import OpenBlocks, Pair, Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
-from raymerge.methods.declaration import Array, Combine, Parameter
+from raymerge.methods.declaration import Array, Combine, Parameter, Values
 from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import delta_divisor
 from raymerge.methods.trim_scope import given_thresholds
@@ -22,6 +23,8 @@ RESCALE_MODE = Parameter(
     help="rescale to the L1 norm before, or by 1 / density, which keeps the expected change",
 )
 
+
+MOST_MASK_BYTES = 16 << 20
 
 Keeper = Callable[[Block, int], Mask]  # the mask of one input in a block; blocks come in element order
 OpenKeepers = Callable[[], Sequence[Keeper]]  # keepers carry state along one scan: open new ones for each
@@ -119,9 +122,13 @@ def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
 
 
 def keep_by_rank(inputs: Inputs) -> OpenKeepers:
-    """Keep each change with probability density - epsilon + 2 epsilon rank, by its rank within its row."""
+    """Keep each change with probability density - epsilon + 2 epsilon rank, by its rank within its row.
+
+    Of tensors that are not too large, the masks that a pass for scales makes are kept for the one that combines.
+    """
+    remembers = rank_state(inputs.shape, inputs.shared, inputs.count) > 0
     keepers = [
-        _keep_ranked(inputs, i, density, epsilon) if density < 1 else _keep_all
+        _keep_ranked(inputs, i, density, epsilon, {} if remembers else None) if density < 1 else _keep_all
         for i, (density, epsilon) in enumerate(
             zip(inputs.parameter("density"), inputs.parameter("epsilon"), strict=True)
         )
@@ -129,11 +136,23 @@ def keep_by_rank(inputs: Inputs) -> OpenKeepers:
     return lambda: keepers
 
 
-def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float) -> Keeper:
+def rank_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
+    """Bytes of the masks that `keep_by_rank` keeps: a bit for each element of each input, up to a bound."""
+    nbytes = count * -(-prod(shape) // 8)
+    return nbytes if shared["rescale"] and shared["rescale_mode"] == "l1" and nbytes <= MOST_MASK_BYTES else 0
+
+
+def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, packed: dict[int, Array] | None) -> Keeper:
     limits = inputs.operations.rank_limits(density, epsilon, inputs.row_length)
 
     def keep(block: Block, _i: int) -> Mask:
-        return block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
+        if packed and block.start in packed:
+            return block.operations.unpack_mask(packed.pop(block.start), block.count)
+        mask = block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
+        kept = block.operations.pack_mask(mask) if packed is not None else None
+        if packed is not None and kept is not None:
+            packed[block.start] = kept
+        return mask
 
     return keep
 

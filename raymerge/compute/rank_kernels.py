@@ -1,0 +1,157 @@
+"""The numba kernel that keeps elements by their random bits and their place in their row."""
+# ruff: noqa: PLR0917  compiled functions are called by position
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymerge.compute.jit import jit  # first: it settles numba's cache folder  # isort: skip
+
+import numpy as np
+
+from raymerge.compute.kernels import random_bits
+from raymerge.compute.selection_kernels import magnitudes
+
+BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
+TABLES = 4  # taken in turn: an increment waits for the last one of the same counter
+MOST_COUNTED = 128  # elements of a row whose places are counted one by one; sorting the row costs as much
+RADIX_BITS = 11
+
+
+@jit
+def rank_mask(
+    x: Any, base: Any, has_base: Any, limits: Any, key: Any, first: Any, values: Any, bits: Any, out: Any
+) -> None:
+    """1 where an element's random bits lie below the limit of its place among its row's magnitudes, largest first.
+
+    Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
+    unsigned integers. Limits are monotone, so most random bits lie below or above all of them, and most others below or
+    above those of all places that the elements with the same highest bits take. Only what is left needs its place;
+    where that is much, as with many equal magnitudes, the row is sorted.
+    """
+    row_length = limits.size
+    if row_length == 0:
+        return
+    draws = np.empty(row_length, np.uint64)
+    left = np.empty(row_length, np.uint32)
+    before = np.empty(TABLES * (BUCKETS + 1), np.uint32)
+    is_open = np.empty(row_length, np.uint8)
+    buckets = np.empty(row_length, np.uint32)
+    order = np.empty((2, row_length), np.uint32)
+    keys = np.empty((2, row_length), bits.dtype)
+    lowest, highest = min(limits[0], limits[-1]), max(limits[0], limits[-1])
+    for start in range(0, out.size, row_length):
+        end = start + row_length
+        magnitudes(x[start:end], base[start:end], has_base, values)
+        random_bits(key, first + np.uint64(start), draws)
+        mask = out[start:end]
+        for j in range(row_length):
+            mask[j] = draws[j] < lowest
+        for j in range(row_length):
+            is_open[j] = draws[j] - lowest < highest - lowest  # below `lowest` it wraps
+        count = np.uint32(0)
+        for j in range(row_length):
+            left[count] = j
+            count += np.uint32(is_open[j])
+        _count_before(bits, buckets, before)
+        count = _decide_by_bucket(buckets, draws, limits, before, left[:count], mask)
+        if count > MOST_COUNTED:
+            _decide_by_sorting(bits, draws, limits, keys, order, mask)
+        else:
+            for i in range(count):
+                mask[left[i]] = draws[left[i]] < limits[_place(bits, left[i])]
+
+
+@jit
+def _count_before(bits: Any, buckets: Any, before: Any) -> None:
+    """Each element's bucket, 0 for the largest magnitudes, and how many elements the earlier buckets hold."""
+    shift = bits.dtype.type(bits.itemsize * 8 - 16)
+    top = bits[0]
+    for j in range(bits.size):
+        top = max(top, bits[j])
+    top >>= shift
+    last = bits.dtype.type(BUCKETS - 1)
+    for j in range(bits.size):
+        buckets[j] = np.uint32(min(top - (bits[j] >> shift), last))
+    before[:] = 0
+    whole = bits.size // TABLES * TABLES
+    for j in range(0, whole, TABLES):
+        for table in range(TABLES):
+            before[buckets[j + table] * np.uint32(TABLES) + np.uint32(table)] += np.uint32(1)
+    for j in range(whole, bits.size):
+        before[buckets[j] * np.uint32(TABLES)] += np.uint32(1)
+    place = np.uint32(0)
+    for bucket in range(BUCKETS + 1):
+        found = np.uint32(0)
+        for table in range(TABLES):
+            found += before[bucket * TABLES + table]
+        before[bucket] = place  # the front of the tables, which has been read
+        place += found
+
+
+@jit
+def _decide_by_bucket(buckets: Any, draws: Any, limits: Any, before: Any, left: Any, mask: Any) -> Any:
+    """Settle the elements in `left` that need no exact place; moves the others to its front and counts them."""
+    count = np.uint32(0)
+    for i in range(left.size):
+        e = left[i]
+        bucket = buckets[e]
+        high, low = limits[before[bucket]], limits[before[bucket + np.uint32(1)] - np.uint32(1)]
+        draw = draws[e]
+        mask[e] = draw < min(low, high)
+        left[count] = e
+        count += np.uint32((draw >= min(low, high)) & (draw < max(low, high)))
+    return count
+
+
+@jit
+def _place(bits: Any, e: Any) -> Any:
+    """How many elements come before element e."""
+    own = bits[e]
+    place = np.uint32(0)
+    for j in range(bits.size):
+        place += np.uint32(bits[j] > own)
+    for j in range(e):
+        place += np.uint32(bits[j] == own)
+    return place
+
+
+@jit
+def _decide_by_sorting(bits: Any, draws: Any, limits: Any, keys: Any, order: Any, mask: Any) -> None:
+    counts = np.empty(1 << RADIX_BITS, np.uint32)
+    here, spare = 0, 1
+    for j in range(bits.size):
+        keys[here, j] = ~bits[j]
+        order[here, j] = j
+    shift = 0
+    while shift < bits.itemsize * 8 - 1:
+        if _sort_by_digit(keys[here], order[here], keys[spare], order[spare], counts, shift):
+            here, spare = spare, here
+        shift += RADIX_BITS
+    for place in range(bits.size):
+        e = order[here, place]
+        mask[e] = draws[e] < limits[place]
+
+
+@jit
+def _sort_by_digit(keys: Any, order: Any, out_keys: Any, out_order: Any, counts: Any, shift: Any) -> Any:
+    """One stable counting pass of a radix sort; False, with nothing moved, where all share the digit."""
+    counts[:] = 0
+    by = keys.dtype.type(shift)
+    low = keys.dtype.type((1 << RADIX_BITS) - 1)
+    for j in range(keys.size):
+        counts[(keys[j] >> by) & low] += np.uint32(1)
+    if keys.size > 0 and counts[(keys[0] >> by) & low] == keys.size:
+        return False
+    place = np.uint32(0)
+    for digit in range(counts.size):
+        count = counts[digit]
+        counts[digit] = place
+        place += count
+    for j in range(keys.size):
+        digit = (keys[j] >> by) & low
+        place = counts[digit]
+        counts[digit] = place + np.uint32(1)
+        out_keys[place] = keys[j]
+        out_order[place] = order[j]
+    return True
