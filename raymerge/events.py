@@ -33,13 +33,14 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFinished:
-    """A task is done for good."""
+    """A task is done for good. `phase_seconds` are of all its threads together, by what they did."""
 
     task: str
     read_bytes: int
     written_bytes: int
     seconds: float
     node: str = ""
+    phase_seconds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from raymerge.errors import PlanError, Problem
 from raymerge.events import Event, Message, TaskFinished, TaskSurveyed
 from raymerge.execute.beside import side_by_side
 from raymerge.execute.inline import run_inline
-from raymerge.execute.task import Measure, Outcome, P, R, StoppedError, Task, stop_requested
+from raymerge.execute.task import Measure, Measured, Outcome, P, R, StoppedError, Task, stop_requested
 from raymerge.merging.nouns import ShardOptions
 from raymerge.methods import all_methods, load_methods
 from raymerge.methods.extension import Origin, origin_of
@@ -352,9 +352,9 @@ def _tasks(work: tuple[ShardWork, ...]) -> list[Task[ShardWork]]:
     ]
 
 
-def _measure(receipt: ShardReceipt) -> tuple[int, int]:
-    return receipt.read_bytes, receipt.nbytes
+def _measure(receipt: ShardReceipt) -> Measured:
+    return Measured(receipt.read_bytes, receipt.nbytes, receipt.phase_seconds)
 
 
-def _measure_survey(receipt: SurveyReceipt) -> tuple[int, int]:
-    return receipt.read_bytes, 0
+def _measure_survey(receipt: SurveyReceipt) -> Measured:
+    return Measured(receipt.read_bytes)

@@ -98,12 +98,8 @@ class _Run(Generic[P, R]):
                 raise report
             if isinstance(report, Outcome):
                 remaining -= 1
-                read_bytes, written_bytes = self._measure(report.result)
-                self._on_event(
-                    TaskFinished(
-                        task=report.name, read_bytes=read_bytes, written_bytes=written_bytes, seconds=report.seconds
-                    )
-                )
+                measured = self._measure(report.result)
+                self._on_event(TaskFinished(task=report.name, seconds=report.seconds, **measured._asdict()))
                 yield report
             else:
                 self._on_event(report)

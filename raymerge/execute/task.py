@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -38,12 +38,20 @@ class Outcome(Generic[R]):
     seconds: float = 0.0
 
 
-Measure = Callable[[R], tuple[int, int]]
+class Measured(NamedTuple):
+    """What a result says of the work behind it."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    phase_seconds: tuple[tuple[str, float], ...] = ()
 
 
-def measure_nothing(_result: object) -> tuple[int, int]:
-    """A `measure` for results that carry no byte counts: (bytes read, bytes written)."""
-    return 0, 0
+Measure = Callable[[R], Measured]
+
+
+def measure_nothing(_result: object) -> Measured:
+    """A `measure` for results that carry no counts."""
+    return Measured()
 
 
 def jittered_seconds(attempt: int, base_seconds: float) -> float:

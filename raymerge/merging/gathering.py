@@ -21,6 +21,8 @@ from raymerge.storage import store_for
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Runs = NDArray[np.int64]
+
 Bytes = Any  # a 1-D uint8 numpy array
 Values = Any  # a 1-D numpy array of float32 or float64
 Range = tuple[int, int]  # elements [start, end)
@@ -95,10 +97,10 @@ class _Layout:
     `clipped` are the runs inside the window: first row of the result, count, first row of the source.
     """
 
-    clipped: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    begins: NDArray[np.int64]
+    clipped: Runs
+    starts: Runs
+    ends: Runs
+    begins: Runs
     nbytes: int
     columns: int
 
@@ -124,7 +126,7 @@ def _layouts(gather: GatherRows, window: Range) -> list[_Layout]:
     return layouts
 
 
-def clip(runs: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
+def clip(runs: Runs, first: int, last: int) -> Runs:
     """The part of runs (first row of the result, count, first row of the source) inside rows [first, last)."""
     low = np.searchsorted(runs[:, 0] + runs[:, 1], first, side="right")
     high = np.searchsorted(runs[:, 0], last, side="left")
@@ -136,7 +138,7 @@ def clip(runs: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
     return inside
 
 
-def _joined(clipped: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _joined(clipped: Runs) -> tuple[Runs, Runs]:
     """The rows of the source that runs name, as intervals in order that neither touch nor overlap."""
     ordered = clipped[np.argsort(clipped[:, 2], kind="stable")]
     starts, ends = ordered[:, 2], np.maximum.accumulate(ordered[:, 2] + ordered[:, 1])
@@ -147,9 +149,7 @@ def _joined(clipped: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return starts[is_first], ends[is_last]
 
 
-def _interval_bytes(
-    source: TensorRef, starts: NDArray[np.int64], ends: NDArray[np.int64], columns: int
-) -> NDArray[np.int64]:
+def _interval_bytes(source: TensorRef, starts: Runs, ends: Runs, columns: int) -> Runs:
     elements, nbytes = source.unit
     first, last = starts * columns // elements, -(-ends * columns // elements)
     return np.minimum(last * nbytes, source.nbytes) - first * nbytes
@@ -175,33 +175,43 @@ class GatheredRows:
             self._window, self._layouts = window, _layouts(self._gather, window)
         columns = self._gather.columns
         first, last = _rows((start, end), columns)
-        out = np.zeros((last - first, columns), np.float64 if wide else np.float32)
-        found = [clip(layout.clipped, first, last) for layout in self._layouts]
+        clipped = (clip(layout.clipped, first, last) for layout in self._layouts)
+        found = [(number, runs) for number, runs in enumerate(clipped) if len(runs)]
+        if len(found) == 1 and int(found[0][1][:, 1].sum()) == last - first:  # most blocks: one source has every row
+            out = self._source_rows(*found[0], raw, wide=wide)
+        else:
+            out = self._several(found, (first, last), raw, wide=wide)
+        return out.reshape(-1)[start - first * columns : end - first * columns]
+
+    def _several(self, found: Sequence[tuple[int, Runs]], rows: Range, raw: Bytes, *, wide: bool) -> Any:
+        """Rows [first, last) of the result, which several sources give, or none."""
+        first, last = rows
+        out = np.zeros((last - first, self._gather.columns), np.float64 if wide else np.float32)
+        places = [_expanded(runs[:, 0], runs[:, 1]) - first for _, runs in found]
         cover = np.zeros(last - first, np.int64)
-        for runs in found:
-            cover[_expanded(runs[:, 0], runs[:, 1]) - first] += 1
+        for each in places:
+            cover[each] += 1
         mixed = np.flatnonzero(cover > 1)
         slots = np.full(last - first, -1)
         slots[mixed] = np.arange(len(mixed))
-        totals = np.zeros((len(mixed), columns), np.float64)
-        for number, runs in enumerate(found):
-            if not len(runs):
-                continue
-            rows = self._source_rows(number, runs, raw, wide=wide)
-            places = _expanded(runs[:, 0], runs[:, 1]) - first
-            slot = slots[places]
-            alone = slot < 0
-            out[places[alone]] = rows[alone]
-            totals[slot[~alone]] += rows[~alone]
+        totals = np.zeros((len(mixed), self._gather.columns), np.float64)
+        for (number, runs), each in zip(found, places, strict=True):
+            values = self._source_rows(number, runs, raw, wide=wide)
+            slot = slots[each]
+            if len(mixed) and slot.max() >= 0:
+                totals[slot[slot >= 0]] += values[slot >= 0]
+            out[each] = values
         out[mixed] = totals / cover[mixed, None]
-        return out.reshape(-1)[start - first * columns : end - first * columns]
+        return out
 
-    def _source_rows(self, number: int, runs: NDArray[np.int64], raw: Bytes, *, wide: bool) -> Any:
+    def _source_rows(self, number: int, runs: Runs, raw: Bytes, *, wide: bool) -> Any:
         """The rows of one source that `runs` name, in their order, decoded."""
         source, layout, opened = self._gather.sources[number], self._layouts[number], self._opened[number]
         columns = self._gather.columns
         if opened is None:
             width = self._gather.row_bytes(source)
+            if len(runs) == 1:
+                return self._neighbours(source, layout, runs, raw, wide=wide)
             rows = _expanded(runs[:, 2], runs[:, 1])
             at = np.searchsorted(layout.starts, rows, side="right") - 1
             base = int(layout.begins[0])
@@ -220,8 +230,17 @@ class GatheredRows:
             done += count
         return out
 
+    def _neighbours(self, source: TensorRef, layout: _Layout, runs: Runs, raw: Bytes, *, wide: bool) -> Any:
+        """The rows of one run, which lie side by side in the buffer."""
+        width = self._gather.row_bytes(source)
+        _, count, first = runs[0].tolist()
+        inside = int(np.searchsorted(layout.starts, first, side="right")) - 1
+        begin = int(layout.begins[inside]) + (first - int(layout.starts[inside])) * width
+        stored = raw[begin : begin + count * width]
+        return self._operations.decode(stored, source.spec.dtype, wide=wide).reshape(count, -1)
 
-def _expanded(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+
+def _expanded(starts: Runs, counts: Runs) -> Runs:
     """The numbers of all runs, one after the other."""
     total = int(counts.sum())
     begins = np.cumsum(counts) - counts

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from raymerge.merging.peak import reset_peak
 from raymerge.merging.receipts import receipt, with_checksum
 from raymerge.merging.scan import Scanner, range_reads, streamed_windows, window_sizes
 from raymerge.merging.schedule import Batch, Chunk, Copy, Run, Step, Stream, schedule
+from raymerge.merging.stopwatch import Stopwatch, TimedReaders
 from raymerge.merging.tensor import merge_held, merge_tensor
 from raymerge.planning.copies import is_copied
 from raymerge.planning.header import shard_header
@@ -68,9 +69,10 @@ def run_shard(
         writer.write(header)
         with _Run(task=task, options=options, writer=writer, raise_if_stopped=raise_if_stopped) as run:
             nonfinite = run.write_tensors()
-        writer.settle(raise_if_stopped)
-        written = writer.commit()
-    return receipt(task, with_checksum(written), nonfinite, started)
+        with run.watch.timing("write"):
+            writer.settle(raise_if_stopped)
+            written = writer.commit()
+    return replace(receipt(task, with_checksum(written), nonfinite, started), phase_seconds=run.watch.seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,8 @@ class _Run:
                 self._operations.put(open_operations(options.device))
         self._near = near = all(is_local(file.url) for job in task.jobs for ref in job.reads for file in ref.files)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="raymerge-merge")
-        self._readers = ThreadPoolExecutor(
-            _DISK_READERS if near else _STORE_READERS, thread_name_prefix="raymerge-read"
-        )
+        self.watch = Stopwatch()
+        self._readers = TimedReaders(_DISK_READERS if near else _STORE_READERS, self.watch)
 
     def __enter__(self) -> Self:
         return self
@@ -228,7 +229,8 @@ class _Run:
         steps = open_steps(job.refs, held.raw)
         operations = self._operations.get()
         try:
-            nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
+            with self.watch.timing("compute"):
+                nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
         finally:
             self._operations.put(operations)
         del raw, steps
@@ -254,7 +256,8 @@ class _Run:
             flying.popleft()
 
     def _write_merged(self, merged: _Merged, nonfinite: dict[str, int]) -> None:
-        self._writer.write(merged.data, crc32=merged.crc32)
+        with self.watch.timing("write"):
+            self._writer.write(merged.data, crc32=merged.crc32)
         self._account.give(merged.data)
         if merged.job is None:
             self._moving_bytes -= len(merged.data)
@@ -291,7 +294,8 @@ class _Run:
                 self._block_elements,
                 lambda rows: streamed_windows(job, windows[rows], self._readers, buffers),
             )
-            nonfinite = merge_tensor(job, scanner, operations, place)
+            with self.watch.timing("compute"):  # waiting for its windows and writing them are not told apart
+                nonfinite = merge_tensor(job, scanner, operations, place)
             self._writer.write(out[: (job.output.element_count - end_of_written) * width])
         finally:
             self._operations.put(operations)

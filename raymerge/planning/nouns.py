@@ -116,7 +116,7 @@ class ShardReceipt:
     """What a finished shard task reports.
 
     `read_back_bytes` were read again for a checksum that the store does not tell; `peak_bytes` is the worker's peak
-    memory while it ran, 0 where not known.
+    memory while it ran, 0 where not known; `phase_seconds` are those of all its threads by what they did.
     """
 
     file_name: str
@@ -126,6 +126,7 @@ class ShardReceipt:
     read_back_bytes: int = 0
     nonfinite: tuple[tuple[str, int], ...] = ()
     seconds: float = 0.0
+    phase_seconds: tuple[tuple[str, float], ...] = ()
     peak_bytes: int = 0
     node: str = ""
 

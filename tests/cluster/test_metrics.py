@@ -50,7 +50,9 @@ def test_events_are_counted_and_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
         TaskStarted(task="a", node="n"),  # after 2 s
         TaskRetried(task="a", cause="node lost", detail="", attempt=1, limit=None, wait_seconds=1.0),  # at 5 s
         TaskStarted(task="a", node="m"),  # at 9 s, 3 s after the retry was due
-        TaskFinished(task="a", read_bytes=10, written_bytes=0, seconds=4.0),
+        TaskFinished(
+            task="a", read_bytes=10, written_bytes=0, seconds=4.0, phase_seconds=(("read", 3.0), ("write", 0.0))
+        ),
         Message(text="unrelated"),
     ]
     listen = metrics.counted(seen.append, clock=lambda: next(now))
@@ -60,6 +62,7 @@ def test_events_are_counted_and_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert counts == {
         ("raymerge_task_seconds", "wait"): 5.0,
         ("raymerge_task_seconds", "run"): 4.0,
+        ("raymerge_task_seconds", "read"): 3.0,
         ("raymerge_retries", "node lost"): 1,
         ("raymerge_read_bytes",): 10,
         ("raymerge_shards_done",): 1,

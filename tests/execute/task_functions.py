@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from raymerge.errors import ExecutionError, TransientStorageError
-from raymerge.execute.task import StoppedError, Task, stop_requested
+from raymerge.execute.task import Measured, StoppedError, Task, stop_requested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ def square(number: int) -> Receipt:
     return Receipt(value=number * number, read_bytes=number)
 
 
-def measure(receipt: Receipt) -> tuple[int, int]:
-    return receipt.read_bytes, 2 * receipt.read_bytes
+def measure(receipt: Receipt) -> Measured:
+    return Measured(receipt.read_bytes, 2 * receipt.read_bytes)
 
 
 def note(path: str, text: str = "x") -> int:

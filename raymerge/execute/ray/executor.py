@@ -282,16 +282,8 @@ class _Run(Generic[P, R]):
         self._drop(entry.twin)
         result, seconds = message
         self._pace.note(seconds)
-        read_bytes, written_bytes = self._options.measure(result)
-        self._on_event(
-            TaskFinished(
-                task=entry.task.name,
-                read_bytes=read_bytes,
-                written_bytes=written_bytes,
-                seconds=seconds,
-                node=entry.node,
-            )
-        )
+        counts = self._options.measure(result)._asdict()
+        self._on_event(TaskFinished(task=entry.task.name, seconds=seconds, node=entry.node, **counts))
         return Outcome(name=entry.task.name, result=result, node=entry.node, seconds=seconds)
 
     # Failure

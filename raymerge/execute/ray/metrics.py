@@ -28,7 +28,10 @@ METRICS = MappingProxyType(
         WRITTEN_BYTES: ("Bytes of output written by finished tasks.", ()),
         SHARDS_DONE: ("Tasks that finished.", ()),
         RETRIES: ("Attempts that failed and were followed by another.", ("cause",)),
-        TASK_SECONDS: ("Seconds of tasks: wait (for a place to run) and run.", ("phase",)),
+        TASK_SECONDS: (
+            "Seconds of tasks: wait (for a place), run, and of its threads read, compute, write.",
+            ("phase",),
+        ),
     }
 )
 
@@ -62,6 +65,8 @@ class _Tally:
             _add(WRITTEN_BYTES, event.written_bytes)
             _add(SHARDS_DONE, 1)
             _add(TASK_SECONDS, event.seconds, phase="run")
+            for phase, seconds in event.phase_seconds:
+                _add(TASK_SECONDS, seconds, phase=phase)
         elif isinstance(event, TaskRetried):
             self.ready_at[event.task] = self.clock() + event.wait_seconds
             _add(RETRIES, 1, cause=event.cause)
