@@ -1,6 +1,5 @@
 """Numba kernels over rows (vectors along the last dimension), and over single elements of few methods."""
 
-
 from __future__ import annotations
 
 from math import exp, log, sqrt
