@@ -48,7 +48,7 @@ test-slow: $(VENV)/.test-stamp
 
 # Network namespaces need root; without it those tests say so and are skipped.
 cluster-test: $(VENV)/.test-stamp
-	PYTHONPATH=tests/support $(BIN)/python -m pytest -p cluster_points -m point $(PYTEST_ARGS)
+	PYTHONPATH=tests/support $(BIN)/python -m pytest -p cluster_points -m "point or cluster" $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.test-stamp
 	$(BIN)/python -m pytest -s tests/storage/test_fault_schedules.py $(PYTEST_ARGS)

@@ -1,6 +1,6 @@
 """A pytest plugin: a line for each thing that tests marked `point(number, what)` show, with the figures they record.
 
-PYTHONPATH=tests/support python -m pytest -p cluster_points -m point
+PYTHONPATH=tests/support python -m pytest -p cluster_points -m "point or cluster"
 """
 
 from __future__ import annotations
