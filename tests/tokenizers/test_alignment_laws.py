@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import read_tensors
 from merges import folder_digest, kill_when, start_merge
 from vocabularies import bpe, write_model
 
@@ -94,8 +95,6 @@ def test_a_task_travels_small_and_whole(models: Path, tmp_path: Path) -> None:
 
 
 def test_tensors_in_memory_are_those_of_the_file(models: Path, tmp_path: Path) -> None:
-    from checkpoints import read_tensors
-
     raymerge.merge(recipe(models), tmp_path / "out", executor="inline")
     stored = read_tensors(tmp_path / "out")
     in_memory = dict(raymerge.tensors(recipe(models)))
@@ -140,3 +139,26 @@ def test_another_rule_is_another_plan(models: Path, tmp_path: Path) -> None:
     assert folder_digest(tmp_path / "out") == before
     digests = {raymerge.plan(each, executor="inline").digest for each in (zero, other, recipe(models))}
     assert len(digests) == 3
+
+
+def test_models_come_from_wherever_they_lie(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read from stores of any kind, whole tensors or windows of them."""
+    import fsspec
+
+    from raymerge.merging import schedule
+
+    store = fsspec.filesystem("memory")
+    for name in "abc":
+        store.put(str(models / name), f"/rows/{name}", recursive=True)
+    local = recipe(models)
+    remote = {
+        **local,
+        "base_model": "memory://rows/a",
+        "models": [{**each, "model": f"memory://rows/{Path(each['model']).name}"} for each in local["models"]],
+    }
+    raymerge.merge(local, tmp_path / "local", executor="inline")
+    raymerge.merge(remote, tmp_path / "held", executor="inline")
+    monkeypatch.setattr(schedule, "is_held", lambda job, room: False)
+    raymerge.merge(remote, tmp_path / "streamed", executor="inline")
+    weights = [read_tensors(tmp_path / name) for name in ("local", "held", "streamed")]
+    assert all((each[name] == weights[0][name]).all() for each in weights[1:] for name in weights[0])
