@@ -101,11 +101,11 @@ def test_an_output_that_was_empty_a_moment_ago_is_not_taken_from_another(
     out, plain = f"{root}/out", pipeline.begin
     other = recipe(models) if same else recipe(models, weights=(0.5, 0.5))
 
-    def begin_late(*arguments: Any) -> None:
+    def begin_late(*arguments: Any, **keywords: Any) -> None:
         monkeypatch.setattr(pipeline, "begin", plain)
         raymerge.merge(other, out, **OPTIONS)
         before.update(digest(out))
-        plain(*arguments)
+        plain(*arguments, **keywords)
 
     before: dict[str, str] = {}
     monkeypatch.setattr(pipeline, "begin", begin_late)
