@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, Problem, StorageError
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
+from raymerge.storage.crc32 import crc32
 from raymerge.storage.retry import Again, StoppedError
 from raymerge.storage.s3_client import UploadGoneError, call, parse_s3_url, read_limiter, write_limiter
 from raymerge.storage.traffic import count
@@ -115,9 +116,12 @@ class S3Store(Store):
 
     def put_new(self, url: str, data: bytes) -> bool:
         bucket, key = _object(url)
+        seal = encode_crc32(crc32(data))
         try:
             call(
-                lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
+                lambda client: client.put_object(
+                    Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", ChecksumCRC32=seal
+                ),
                 url=url,
                 limiter=write_limiter.get(),
             )

@@ -319,6 +319,14 @@ def test_a_copy_that_fails_behind_a_200_is_an_error(s3_process: S3Server, proxy:
     assert list_uploads(folder) == []
 
 
+def test_what_is_put_where_nothing_is_arrives_undamaged(s3_process: S3Server, proxy: FaultProxy):
+    url = join_url(s3_process.folder(), "new.json")
+    proxy.inject("damaged")
+    assert store_for(url).put_new(url, b"{}\n")
+    assert proxy.broken["damaged"] == 1
+    assert store_for(url).read(url, max_bytes=9) == b"{}\n"
+
+
 def test_requests_are_as_few_as_parts(s3_process: S3Server, proxy: FaultProxy):
     url = join_url(s3_process.folder(), "model.bin")
     version = put(url, SMALL)
