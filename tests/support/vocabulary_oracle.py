@@ -77,6 +77,8 @@ def aligned(
 
 
 def _token_row(models: Sequence[Embedded], own: int, base: int | None, token: str, rule: Rule | None) -> Rows:
+    if token in models[own].tokens and (rule is None or not rule.force):
+        return models[own].rows[models[own].tokens[token]]
     found = [each.rows[each.tokens[token]] if token in each.tokens else None for each in models]
     if rule is not None and (rule.force or found[own] is None):
         if rule.row is None:
