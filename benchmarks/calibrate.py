@@ -194,7 +194,7 @@ def calibrate() -> dict[str, Any]:
             print(f"{method:18} predicted {predicted:.2f} CPU s, measured {seconds:.2f}", flush=True)
     return {
         "date": dt.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores of {processor()}",
+        "machine": f"{os.cpu_count()} cores of {processor()} at load {os.getloadavg()[2]:.0f}",
         "merging": {name: round(cost, 2) for name, (cost, _) in merging.items()},
         "read": round(read, 2),
         "written": round(write, 2),
