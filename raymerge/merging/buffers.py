@@ -71,9 +71,11 @@ def _left_behind() -> list[Bytes]:
     return found
 
 
-def drop_idle_buffers() -> None:
-    """Give the buffers that the last task left for the next one back to the system."""
-    _left_behind()
+def drop_idle_buffers(beyond_bytes: int = 0) -> None:
+    """Give the buffers that the last task left for the next one back to the system, but for so many bytes of them."""
+    with _lock:
+        while sum(buffer.nbytes for buffer in _idle_of_nobody) > beyond_bytes:
+            _idle_of_nobody.pop(0)
 
 
 class Account:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
-from raymerge.merging.buffers import Account, return_freed_memory
+from raymerge.merging.buffers import Account, drop_idle_buffers, return_freed_memory
 from raymerge.merging.input_steps import open_steps
 from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import reset_peak
@@ -60,6 +60,7 @@ def run_shard(
 
     `raise_if_stopped` is called between tensors, in this thread.
     """
+    drop_idle_buffers(beyond_bytes=max(0, room_bytes(task.jobs, options.memory)))
     return_freed_memory()
     reset_peak()
     started = time.monotonic()

@@ -67,12 +67,21 @@ class Measured:
 
 
 def measure(cases: Sequence[Case], folder: Path | str, *, timeout_seconds: float = 240) -> list[Measured]:
-    """Run cases one after the other in one fresh process."""
+    """Run cases one after the other in one fresh process; again if it had to compile kernels, which takes memory."""
+    from raymerge.running import WORKER_BASELINE_BYTES
+
     text = json.dumps([asdict(case) for case in cases])
     command = [sys.executable, __file__, str(folder)]
-    answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=timeout_seconds)
-    assert answer.returncode == 0, answer.stderr
-    return [Measured(**values) for values in json.loads(answer.stdout)]
+    found: list[Measured] = []
+    for _ in range(2):
+        answer = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=timeout_seconds
+        )
+        assert answer.returncode == 0, answer.stderr
+        found = [Measured(**values) for values in json.loads(answer.stdout)]
+        if all(each.baseline <= WORKER_BASELINE_BYTES for each in found):
+            break
+    return found
 
 
 def _main(text: str, folder: Path | str) -> None:
