@@ -98,13 +98,27 @@ class Scanner:
             for first, last in cut(end - start, unit):
                 yield self._block((start, end), first, last, raw)
 
-    def sample(self) -> Iterator[Block]:
-        """The first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix."""
-        has_steps = any(ref.steps for ref in self.job.refs)  # what they make takes room, block by block
-        stride = 1 if has_steps else SAMPLE_STEP // SAMPLE_TAKE
-        for (start, end), raw in self.windows(False):
-            for first, last in cut(end - start, self.block_elements * stride):
-                yield self._block((start, end), first, last, raw, sampled=True)
+    def scan_to_count(self, sample: bool) -> Iterator[Block]:
+        """One pass in large blocks where nothing is decoded, which would take room; see `Inputs.scan_to_count`.
+
+        A sample is the first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix.
+        """
+        for window, raw in self.windows(False):
+            is_light = not self._has_steps if sample else self._lends(raw)
+            unit = self.block_elements * (SAMPLE_STEP // SAMPLE_TAKE if is_light else 1)
+            for first, last in cut(window[1] - window[0], unit):
+                yield self._block(window, first, last, raw, sampled=sample)
+
+    @property
+    def _has_steps(self) -> bool:
+        return any(ref.steps for ref in self.job.refs)
+
+    def _lends(self, raw: Sequence[Bytes]) -> bool:
+        """Whether the operations take all of the stored elements as they lie."""
+        if self.is_wide or self._has_steps or self.job.method_sha256:
+            return False
+        found = (self.operations.view(data, ref.spec.dtype) for ref, data in zip(self.job.refs, raw, strict=True))
+        return all(each is not None for each in found)
 
     @property
     def is_wide(self) -> bool:

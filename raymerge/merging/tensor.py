@@ -85,7 +85,7 @@ def _inputs(job: TensorJob, scanner: Scanner, operations: Operations) -> Inputs:
         has_base=job.base is not None,
         operations=operations,
         open_scan=scanner.scan,
-        open_sample=scanner.sample,
+        open_count=scanner.scan_to_count,
     )
 
 

@@ -50,7 +50,7 @@ class Inputs:
     has_base: bool
     operations: Operations
     open_scan: Callable[[bool], Iterator[Block]] = field(repr=False)
-    open_sample: Callable[[], Iterator[Block]] | None = field(default=None, repr=False)
+    open_count: Callable[[bool], Iterator[Block]] | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -81,6 +81,9 @@ class Inputs:
         """
         return self.open_scan(rows)
 
-    def sample(self) -> Iterator[Block]:
-        """One pass over a fixed share of the tensor's elements, or all of them. The blocks' starts mean nothing."""
-        return self.open_sample() if self.open_sample is not None else self.open_scan(False)
+    def scan_to_count(self, *, sample: bool = False) -> Iterator[Block]:
+        """One pass for operations that make no array as long as a block: blocks may be much larger.
+
+        With `sample`, a fixed share of the elements, or all of them; the blocks' starts mean nothing.
+        """
+        return self.open_count(sample) if self.open_count is not None else self.open_scan(False)

@@ -53,7 +53,7 @@ def _select(inputs: Inputs, share: float) -> Callable[[], Select]:
         return lambda: lambda block: block.operations.no_mask(block.count)
 
     def spreads(sample: bool) -> Iterator[Sequence[Pair]]:
-        for block in inputs.sample() if sample else inputs.scan():
+        for block in inputs.scan_to_count(sample=True) if sample else inputs.scan():  # spreads are arrays
             yield [(block.operations.spread(block.x), None)]
 
     (threshold,) = find_thresholds(inputs.operations, spreads, [(0, count)], inputs.element_count)

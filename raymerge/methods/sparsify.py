@@ -36,7 +36,7 @@ def rescale(default: bool) -> Parameter:
 
 def block_pairs(inputs: Inputs) -> OpenBlocks:
     def open_blocks(sample: bool) -> Iterator[Sequence[Pair]]:
-        for block in inputs.sample() if sample else inputs.scan():
+        for block in inputs.scan_to_count(sample=sample):
             yield [(x, block.base) for x in block.x]
 
     return open_blocks

@@ -87,7 +87,7 @@ def _observe(inputs: Inputs, details: Any) -> NDArray[Any]:
     import numpy as np
 
     tables = [inputs.operations.empty_counts(bins, inputs.element_count) for _, _, _, bins in details]
-    for block in inputs.scan():
+    for block in inputs.scan_to_count():
         for (i, low, shift, _), table in zip(details, tables, strict=True):
             block.operations.count_magnitudes(block.x[i], block.base, table, low=low, shift=shift)
     return np.stack([inputs.operations.read_counts(table) for table in tables]).astype(np.int64)
