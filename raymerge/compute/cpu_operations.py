@@ -36,6 +36,7 @@ class CpuOperations(Operations):
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[str, Any], NDArray[Any]] = {}
+        self._spare_counts: list[NDArray[Any]] = []  # tables of megabytes: fresh pages cost more than counting
 
     def decode(self, raw: Buffer, dtype: DType, out: Array | None = None, *, wide: bool = False) -> Array:
         stored = np.frombuffer(raw, _STORED[dtype])
@@ -140,10 +141,19 @@ class CpuOperations(Operations):
         return out
 
     def empty_counts(self, bins: int, most: int) -> Array:
-        return np.zeros(bins + 1, np.int32 if most < 1 << 31 else np.int64)  # the half of it stays in the cache
+        dtype = np.dtype(np.int32 if most < 1 << 31 else np.int64)  # the half of it stays in the cache
+        for i, spare in enumerate(self._spare_counts):
+            if spare.dtype == dtype and spare.size > bins:
+                table = self._spare_counts.pop(i)[: bins + 1]
+                table[:] = 0
+                return table
+        return np.zeros((1 << (bins - 1).bit_length()) + 1, dtype)[: bins + 1]
 
-    def read_counts(self, counts: Array) -> NDArray[np.int64]:
-        return counts.astype(np.int64)  # type: ignore[no-any-return]
+    def read_counts(self, counts: Array) -> NDArray[np.integer[Any]]:
+        return counts  # type: ignore[no-any-return]
+
+    def recycle_counts(self, counts: Array) -> None:
+        self._spare_counts.append(counts.base)
 
     def magnitude_bits(self, x: Array) -> int:
         return 8 * _float_type(x).itemsize - 1

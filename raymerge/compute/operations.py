@@ -123,8 +123,11 @@ class Operations(ABC):
         """A table of `bins` zeros and one more for what lies above them, to count up to `most` elements in."""
 
     @abstractmethod
-    def read_counts(self, counts: Array) -> NDArray[np.int64]:
-        """The table as a numpy array."""
+    def read_counts(self, counts: Array) -> NDArray[np.integer[Any]]:
+        """The table as a numpy array, which may share its memory."""
+
+    def recycle_counts(self, counts: Array) -> None:  # noqa: B027  where there is nothing to gain
+        """Let the next empty_counts use a table's memory."""
 
     def magnitude_bits(self, x: Array) -> int:
         """Bits of a magnitude without the sign's, as count_magnitudes reads them."""

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymerge.compute.operations import Limit
 
@@ -62,7 +62,10 @@ def find_thresholds(
         for pairs in open_blocks(all(search.takes_sample for search in going)):
             _count(operations, pairs, going, tables, fine)
         for search in going:
-            search.descend(operations.read_counts(tables[search.table]), is_exact=fine[search.table] == 0)
+            table = search.table
+            search.descend(operations.read_counts(tables[table]), is_exact=fine[table] == 0)
+        for counts in tables.values():
+            operations.recycle_counts(counts)
     return tuple(search.threshold() for search in searches)
 
 
@@ -116,7 +119,7 @@ class _Search:
             self._bits = operations.magnitude_bits(x)
             self._size = 1 << self._bits
 
-    def descend(self, counts: NDArray[np.int64], *, is_exact: bool) -> None:
+    def descend(self, counts: NDArray[np.integer[Any]], *, is_exact: bool) -> None:
         """Narrow the interval by what was counted in it: counts, and in the last entry what lies above.
 
         `is_exact`: all elements of an entry have its first pattern.
@@ -132,7 +135,7 @@ class _Search:
         else:
             self._narrow(above, inside, is_exact=is_exact)
 
-    def _guess(self, sampled: NDArray[np.int64]) -> None:
+    def _guess(self, sampled: NDArray[np.integer[Any]]) -> None:
         """The entries between which the rank lies all but certainly."""
         self.takes_sample = False
         drawn = int(sampled.sum())
@@ -145,7 +148,7 @@ class _Search:
         self._low = (len(sampled) - 1 - lowest) * width
         self._size = (lowest - highest + 1) * width
 
-    def _narrow(self, above: int, inside: NDArray[np.int64], *, is_exact: bool) -> None:
+    def _narrow(self, above: int, inside: NDArray[np.integer[Any]], *, is_exact: bool) -> None:
         entry, higher = _entry_of(self._rank - above, inside)
         higher += above
         equal = int(inside[entry])
@@ -162,7 +165,7 @@ class _Search:
         return self._found
 
 
-def _entry_of(rank: int, counts: NDArray[np.int64]) -> tuple[int, int]:
+def _entry_of(rank: int, counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
     """Which entry of a table holds a rank, counted from its end, and how many elements the entries above hold."""
     pages = range(0, len(counts), PAGE)
     higher = 0
