@@ -161,6 +161,7 @@ class _Run(Generic[P, R]):
         its health checks, but says nothing of the task for minutes more (ray 2.60).
         """
         dead = dead_node_ids()
+        self._submit_again(dead)
         lost = {
             stream: entry
             for stream, entry in self._running.items()
@@ -172,6 +173,21 @@ class _Run(Generic[P, R]):
                 if not self._has_twin(entry):
                     self._retry(entry, node_lost("the node no longer answers"))
             entry.is_given_up = True
+
+    def _submit_again(self, dead: frozenset[str]) -> None:
+        """Take back what has not begun and may wait for a node that is dead now, and submit it anew.
+
+        Ray leaves a request for a worker with a node that only fell silent, whatever room others have (ray 2.60).
+        """
+        for stream, entry in list(self._running.items()):
+            if entry.started_at is None and entry.suspects & dead:
+                if entry.is_given_up:  # seen a second time, as above
+                    del self._running[stream]
+                    ray.cancel(stream, force=False)
+                    entry.memory_bytes += 1  # equal requests share what waits: it must be another one
+                    self._launch(entry)
+                else:
+                    entry.is_given_up = True
 
     def _leave_draining_nodes(self) -> None:
         """Stop attempts that cannot end before their node goes; they run again elsewhere meanwhile."""
