@@ -20,6 +20,7 @@ Executor = Literal["ray", "inline"]
 # Ray sets no label for it: the files in cluster/ do.
 SPOT_LABEL = "market-type=spot"
 
+_OF_RAY = ("address", "task_gpus", "max_tasks", "prefer_nodes")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|torch:cpu", re.ASCII)
 _LABEL = re.compile(r"[^=\s]+=[^=\s]+")
 
@@ -99,9 +100,21 @@ class MergeOptions:
         if self.task_gpus is not None and not (_is_number(self.task_gpus) and self.task_gpus >= 0):
             message = f"found {self.task_gpus!r}, expected a number, at least 0"
             raise UsageError(Problem(subject="task_gpus", message=message))
-        if isinstance(self.prefer_nodes, str) or not all(map(_LABEL.fullmatch, self.prefer_nodes)):
-            message = f"found {self.prefer_nodes!r}, expected labels as in ({SPOT_LABEL!r},)"
-            raise UsageError(Problem(subject="prefer_nodes", message=message))
+        labels = (self.prefer_nodes,) if isinstance(self.prefer_nodes, str) else self.prefer_nodes
+        wrong = [label for label in labels if not _LABEL.fullmatch(label)]
+        if wrong or isinstance(self.prefer_nodes, str):
+            message = f"found {', '.join(wrong or labels)}, expected labels KEY=VALUE, in a tuple"
+            raise UsageError(Problem(subject="prefer_nodes", message=message, remedy=f"as in {SPOT_LABEL}"))
+        self._check_executor()
+
+    def _check_executor(self) -> None:
+        """Options that bear on Ray alone would be ignored without it."""
+        if self.executor == "inline":
+            plain = {each.name: each.default for each in fields(self) if each.name in _OF_RAY}
+            given = [name for name in _OF_RAY if getattr(self, name) != plain[name]]
+            message, remedy = "bears on Ray alone, the executor is inline", "leave out one of the two"
+            if given:
+                raise UsageError(*(Problem(subject=name, message=message, remedy=remedy) for name in given))
 
     @property
     def gpus(self) -> float:

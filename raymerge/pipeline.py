@@ -14,7 +14,7 @@ from raymerge.merging.receipts import nonfinite_problems
 from raymerge.methods import load_methods
 from raymerge.opening import keep_in_cache, open_models
 from raymerge.options import MergeOptions, merge_options
-from raymerge.output.hub_destination import HubDestination
+from raymerge.output.hub_destination import publication
 from raymerge.output.journal import (
     Destination,
     begin,
@@ -32,7 +32,7 @@ from raymerge.planning.nouns import Plan, ShardReceipt
 from raymerge.recipe.load import load_recipe as check_recipe
 from raymerge.recipe.load import parse_recipe, read_recipe_text
 from raymerge.recipe.nouns import Recipe
-from raymerge.reporting import MergeResult, Watch, copied_code, ignore_event, run_started
+from raymerge.reporting import MergeResult, Watch, ignore_event, remarks, run_started
 from raymerge.running import InlineRunner, needs_survey, open_runner, shards_to_do
 from raymerge.storage import is_local, normalize_url, store_for
 from raymerge.storage.hub_spool import written_at
@@ -62,7 +62,7 @@ def merge(
     chosen = merge_options(options)
     named = _target(out)
     target = written_at(named)
-    hub = HubDestination.of(target, private=chosen.private, overwrite=chosen.overwrite)
+    published = publication(target, private=chosen.private, overwrite=chosen.overwrite)
     watch = Watch(on_event)
     # A private Ray starts while the plan is made.
     with open_runner(chosen, watch, expect_work=_likely_needs_workers(config, target)) as runner:
@@ -70,26 +70,23 @@ def merge(
         if chosen.keep_inputs and keep_in_cache(planned.models):
             planned, destination = _plan_for(config, target, chosen)
         small = side_files(planned, write_model_card=chosen.write_model_card)
-        if hub is not None:
-            destination = hub.look(planned, destination, small)
+        destination = published.look(planned, destination, small)
         known = known_receipts(planned, destination)
         _refuse_nonfinite(known, chosen)
         work = shards_to_do(planned, destination, known)
         runner.check(planned, target, work)
-        if hub is not None:
-            hub.open()
+        published.open()
         begin(planned, destination, small, is_tolerant=chosen.nan == "warn")
         destination = replace(destination, out=named)
         watch(run_started(planned, destination, work))
-        for message in copied_code(planned, small):
+        for message in remarks(planned, small):
             watch(message)
         if needs_survey(planned, work):
             planned = runner.survey(planned, target)
             work = shards_to_do(planned, destination, known)
         receipts = [*known, *runner.run(planned, target, work)]
         finish(planned, target, receipts, small)
-        if hub is not None:
-            hub.publish()
+        published.publish()
     return watch.result(planned, destination, receipts)
 
 

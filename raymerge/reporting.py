@@ -94,8 +94,10 @@ def run_started(planned: Plan, destination: Destination, work: Sequence[ShardWor
     )
 
 
-def copied_code(planned: Plan, side_files: Iterable[str]) -> Iterator[Message]:
-    """Tells of code among the small files: whoever loads the output with it runs what its donor's author wrote."""
+def remarks(planned: Plan, side_files: Iterable[str]) -> Iterator[Message]:
+    """What a plan warns of, and code among the small files: who loads the output runs what its donor's author wrote."""
+    for warning in planned.warnings:
+        yield Message(text=str(warning), level="warning")
     names = sorted(name for name in side_files if name.endswith(".py"))
     if names:
         yield Message(text=f"code of {planned.donor.reference} is copied along and not run: {', '.join(names)}")

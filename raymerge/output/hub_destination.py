@@ -24,6 +24,24 @@ from raymerge.storage.hub_push import (
 from raymerge.storage.hub_spool import SCHEME, sent_file, spool_folder, spool_repo
 
 
+def publication(out: str, *, private: bool, overwrite: bool) -> HubDestination | InPlace:
+    """What makes a finished merge at `out` public: nothing, unless `out` is the spool of a repository."""
+    if scheme_of(out) != SCHEME:
+        return InPlace()
+    return HubDestination(spool=out, repo=spool_repo(out), private=private, overwrite=overwrite)
+
+
+class InPlace:
+    """An output that is where it belongs as soon as it is written."""
+
+    def look(self, _plan: Plan, destination: Destination, _files: Mapping[str, bytes]) -> Destination:
+        return destination
+
+    def open(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubDestination:
     """The repository that a spool's files are for."""
@@ -32,13 +50,6 @@ class HubDestination:
     repo: str
     private: bool
     overwrite: bool
-
-    @classmethod
-    def of(cls, out: str, *, private: bool, overwrite: bool) -> HubDestination | None:
-        """None where `out` is no spool."""
-        if scheme_of(out) != SCHEME:
-            return None
-        return cls(spool=out, repo=spool_repo(out), private=private, overwrite=overwrite)
 
     def look(self, plan: Plan, destination: Destination, files: Mapping[str, bytes]) -> Destination:
         """`destination` with the shards of this plan that the repository shows already. Changes nothing.

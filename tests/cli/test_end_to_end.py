@@ -51,6 +51,16 @@ def test_the_example_of_every_method_runs(method: str, models: dict[str, Path], 
     assert invoke("verify", str(tmp_path / "out")).exit_code == 0
 
 
+def test_a_merge_says_what_its_plan_warns_of(models: dict[str, Path], tmp_path: Path) -> None:
+    recipe = localized(invoke("methods", "linear", "--example").stdout, models) + "keep_dtype: [nothing.like.it]\n"
+    options = ("--executor", "inline", "--quiet")
+    planned = invoke("plan", "-", input=recipe)
+    merged = invoke("merge", "-", str(tmp_path / "out"), *options, input=recipe)
+    assert merged.exit_code == 0, merged.stderr
+    assert "nothing.like.it" in planned.stdout + planned.stderr
+    assert "nothing.like.it" in merged.stdout + merged.stderr
+
+
 def test_plan_then_merge_then_merge_again(models: dict[str, Path], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(localized(invoke("methods", "ties", "--example").stdout, models))

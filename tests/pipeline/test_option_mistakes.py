@@ -32,6 +32,23 @@ def test_values_of_the_wrong_kind_are_named(name: str, value: Any) -> None:
         MergeOptions(**options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("address", "auto"), ("task_gpus", 1), ("max_tasks", 2), ("prefer_nodes", ("market-type=on-demand",))],
+)
+def test_options_of_ray_are_refused_without_it(name: str, value: Any) -> None:
+    options: dict[str, Any] = {name: value}
+    assert MergeOptions(**options)
+    with pytest.raises(UsageError, match=f"{name}: bears on Ray alone, the executor is inline"):
+        MergeOptions(executor="inline", **options)
+
+
+@pytest.mark.parametrize("labels", [("spot",), "a=b", ("=x",)])
+def test_labels_that_are_none_are_shown_as_they_were_written(labels: Any) -> None:
+    with pytest.raises(UsageError, match=r"prefer_nodes: found (spot|a=b|=x), expected .*KEY=VALUE"):
+        MergeOptions(prefer_nodes=labels)
+
+
 def test_unknown_options_name_the_nearest() -> None:
     calls = (lambda: raymerge.merge("x", "y", taskmemory="1GB"), lambda: raymerge.plan("x", taskmemory="1GB"),
              lambda: next(raymerge.tensors("x", taskmemory="1GB")))  # fmt: skip
