@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from raymerge.dtypes import DType
+from raymerge.compute.finite import nonfinite_count
 from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import peak_bytes
@@ -17,13 +17,6 @@ from raymerge.storage import ObjectInfo, join_url, store_for
 from raymerge.storage.crc32 import crc32
 
 _CHUNK_BYTES = 16 << 20
-# The bits of each type's exponent: all of them set means infinity or NaN.
-_EXPONENTS = {
-    DType.F16: ("<u2", 0x7C00),
-    DType.BF16: ("<u2", 0x7F80),
-    DType.F32: ("<u4", 0x7F800000),
-    DType.F64: ("<u8", 0x7FF0000000000000),
-}
 
 
 def receipt(task: ShardTask, written: ObjectInfo, nonfinite: dict[str, int], started: float) -> ShardReceipt:
@@ -71,14 +64,6 @@ def nonfinite_problems(file_name: str, nonfinite: Mapping[str, int]) -> tuple[Pr
         )
         for name, count in nonfinite.items()
     )
-
-
-def nonfinite_count(data: memoryview, dtype: DType) -> int:
-    """How many elements of a merged tensor are infinite or no numbers."""
-    import numpy as np
-
-    kind, exponent = _EXPONENTS[dtype]
-    return int(np.count_nonzero((np.frombuffer(data, kind) & exponent) == exponent))
 
 
 def _contents(task: ShardTask, found: ObjectInfo) -> Iterator[tuple[memoryview, TensorJob | None]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from raymerge.checkpoint.header import Entry, parse_header
 from raymerge.checkpoint.layout import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from raymerge.checkpoint.locate import Location
-from raymerge.checkpoint.nouns import Checkpoint, TensorSpec
+from raymerge.checkpoint.nouns import Checkpoint
 from raymerge.checkpoint.open import read_checkpoint, read_header
 from raymerge.checkpoint.strict_json import json_object
-from raymerge.dtypes import DType
+from raymerge.compute.finite import EXPONENTS, nonfinite_count
 from raymerge.errors import NotFoundError, Problem, RaymergeError, VerifyError
 from raymerge.output.load_check import check_load, require_loader
 from raymerge.output.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardRecord, State, parse_manifest
@@ -27,13 +26,6 @@ _CONCURRENT_SHARDS = 4
 _MAX_JSON_BYTES = 256 * 2**20
 _RUN_AGAIN = "run the same merge command again"
 _DAMAGED = "delete this file, then run the same merge command again"
-# Exponent bits: a value is infinite or no number where all of them are set.
-_EXPONENT = {
-    DType.F16: ("<u2", 0x7C00),
-    DType.BF16: ("<u2", 0x7F80),
-    DType.F32: ("<u4", 0x7F800000),
-    DType.F64: ("<u8", 0x7FF0000000000000),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +234,7 @@ def _check_contents(
         found.checked.append(f"checksums of {compared} shards")
     if compared < len(shards):
         found.skipped.append(f"checksums of {len(shards) - compared} shards (no manifest has them)")
-    codes = {entry[0].dtype for shard in shards.values() for entry in shard.entries} - set(_EXPONENT)
+    codes = {entry[0].dtype for shard in shards.values() for entry in shard.entries} - set(EXPONENTS)
     if codes:
         found.skipped.append(f"values of type {', '.join(sorted(code.value for code in codes))}")
 
@@ -256,23 +248,12 @@ def _scan(store: Store, shard: _Shard, expected: int | None, subject: str) -> It
             chunk = bytearray(min(_CHUNK_BYTES, spec.nbytes - start))
             store.read_into(shard.info.url, chunk, offset=offset + start, version=shard.info.version)
             checksum = crc32(chunk, checksum)
-            bad += _count_nonfinite(chunk, spec)
+            bad += nonfinite_count(chunk, spec.dtype) if spec.dtype in EXPONENTS else 0
         if bad:
             message = f"tensor {spec.name!r} holds {bad} of {spec.element_count} values that are not finite"
             yield Problem(subject=subject, message=message, remedy="check the inputs for the same tensor")
     if expected is not None and checksum != expected:
         yield _checksum_problem(subject, checksum, expected)
-
-
-def _count_nonfinite(chunk: bytearray, spec: TensorSpec) -> int:
-    if spec.dtype not in _EXPONENT:
-        return 0
-    import numpy as np
-
-    code, mask = _EXPONENT[spec.dtype]
-    bits: Any = np.frombuffer(chunk, dtype=code)
-    mask = bits.dtype.type(mask)
-    return int(np.count_nonzero((bits & mask) == mask))
 
 
 def _checksum_problem(subject: str, found: int, expected: int) -> Problem:
