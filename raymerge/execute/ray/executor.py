@@ -184,8 +184,11 @@ class _Run(Generic[P, R]):
                 if entry.is_given_up:  # seen a second time, as above
                     del self._running[stream]
                     ray.cancel(stream, force=False)
-                    entry.memory_bytes += 1  # equal requests share what waits: it must be another one
-                    self._launch(entry)
+                    entry.memory_bytes -= 1  # equal requests share what waits: it must be another one
+                    again = self._launch(entry)
+                    twin = self._running.get(entry.twin)
+                    if twin is not None:
+                        twin.twin = again
                 else:
                     entry.is_given_up = True
 
