@@ -41,10 +41,13 @@ def _cost(found: Prediction) -> str:
 
 def _more(found: Prediction) -> str:
     why = " (booting is most of it)" if found.binding == BOOT else ""
-    at_all = f"none beyond {plural(found.useful_nodes, 'node')}, one for each shard"
-    if found.enough_nodes >= found.useful_nodes:
-        return f"nodes save time; {at_all}"
-    return f"than {plural(found.enough_nodes, 'node')} save little: twice as many, less than a tenth{why}; {at_all}"
+    if found.enough_nodes < found.useful_nodes:
+        saved = f"than {plural(found.enough_nodes, 'node')} save little: twice as many, less than a tenth{why}"
+    elif found.cluster.nodes < found.useful_nodes:
+        saved = "nodes save time"
+    else:
+        saved = "nodes save nothing"
+    return f"{saved}; {plural(found.useful_nodes, 'node')} would have one shard each"
 
 
 def prediction_values(found: Prediction) -> dict[str, Any]:
