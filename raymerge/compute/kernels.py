@@ -231,7 +231,7 @@ def _settle(sides: Any, winning: Any, least: Any) -> Any:
     plus, minus, plus_share, minus_share = sides
     is_minus = minus - plus > VOTE_ROUNDING * minus
     total = -winning[1] if is_minus else winning[0]
-    # One choice of two values that come from memory would be compiled to a load of a chosen address, five times slower.
+    # One choice of two values that come from memory would be compiled to a load of a chosen address, which is slow.
     plus_share = plus_share if abs(plus_share) > least else 1.0
     minus_share = minus_share if abs(minus_share) > least else 1.0
     return total / (minus_share if is_minus else plus_share)

@@ -14,7 +14,7 @@ from raymerge.compute.selection_kernels import magnitudes
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 TABLES = 4  # taken in turn: an increment waits for the last one of the same counter
-MOST_COUNTED = 128  # elements of a row whose places are counted one by one; sorting the row costs as much
+MOST_COUNTED = 96  # places of a row that are counted: each takes 0.29 us in a row of 4,096, sorting all of it 26
 RADIX_BITS = 11
 
 

@@ -45,22 +45,21 @@ def chunk_sums(
     inputs: Any, masks: Any, base: Any, has_base: Any, squared: Any, n: Any, chunk: Any, like: Any, out: Any
 ) -> None:
     """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
-    scratch = aligned(3 * ROW, np.float64)
+    scratch = aligned(2 * ROW, np.float64)
     lanes = aligned(LANES, np.float64)
     for i in range(out.size):
         lanes[:] = 0.0
         last = min(n, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
-            terms, others, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
+            terms, b = scratch[:m], scratch[ROW : ROW + m]
             if has_base:
                 widen(base[start : start + m], b)
             fill_terms(terms, inputs, masks, 0, 1.0, b, has_base, start, like)
             for j in range(m):
                 terms[j] = abs(terms[j])
             if squared:
-                others[:] = terms
-                _add_products(lanes, terms, others)
+                _add_products(lanes, terms, terms)
             else:
                 _add_values(lanes, terms)
         out[i] = _add_lanes(lanes)
