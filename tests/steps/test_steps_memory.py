@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import write_safetensors
+from recipe_memory import check_peak
 
-MEASURE = """
-import gc, json, sys
-from raymerge.merging.nouns import ShardOptions
-from raymerge.merging.shard import run_shard
-import raymerge
-from pathlib import Path
 
-def resident():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS:"))
-
-folder, budget = sys.argv[1], int(sys.argv[2])
-for name in ("small", "large"):
-    recipe = {"merge_method": "linear", "models": [
-        {"model": f"{folder}/{name}+{folder}/{name}-lora", "parameters": {"weight": 1}},
-        {"model": f"{folder}/{name}", "parameters": {"weight": 1}}]}
-    options = raymerge.pipeline.MergeOptions(executor="inline", task_cpus=1, task_memory=budget)
-    planned = raymerge.plan(recipe, executor="inline", task_cpus=1, task_memory=budget)
-    (task,) = planned.shards
-    gc.collect()
-    before = resident()
-    receipt = run_shard(task, ShardOptions(out=folder, memory=options.memory(folder)))
-print(json.dumps([receipt.peak_bytes - before, task.projected_bytes]))
-"""
+def recipe(folder: Path, name: str) -> dict[str, Any]:
+    models = (f"{folder}/{name}+{folder}/{name}-lora", f"{folder}/{name}")
+    return {"merge_method": "linear", "models": [{"model": each, "parameters": {"weight": 1}} for each in models]}
 
 
 def write_pair(folder: Path, rows: int, columns: int, rank: int) -> None:
@@ -62,8 +43,4 @@ def write_pair(folder: Path, rows: int, columns: int, rank: int) -> None:
 def test_the_peak_stays_below_the_projection(tmp_path: Path, budget_mib: int) -> None:
     write_pair(tmp_path / "small", 300, 40, 3)
     write_pair(tmp_path / "large", 120_000, 512, 64)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(budget_mib << 20)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert answer.returncode == 0, answer.stderr
-    peak, projected = json.loads(answer.stdout)
-    assert peak <= projected <= budget_mib << 20
+    check_peak(recipe(tmp_path, "small"), recipe(tmp_path, "large"), tmp_path, budget_mib << 20)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from recipe_memory import check_peak
 from vocabularies import words, write_model
 
-MEASURE = """
-import gc, json, sys
-from pathlib import Path
-from raymerge.merging.nouns import ShardOptions
-from raymerge.merging.shard import run_shard
-import raymerge
 
-def resident():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS:"))
-
-folder, budget = sys.argv[1], int(sys.argv[2])
-for name in ("small", "large"):
+def recipe(folder: Path, name: str) -> dict[str, Any]:
     models = [{"model": f"{folder}/{name}-{each}", "parameters": {"weight": 1}} for each in "abc"]
-    recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
-    options = raymerge.pipeline.MergeOptions(executor="inline", task_cpus=1, task_memory=budget)
-    planned = raymerge.plan(recipe, executor="inline", task_cpus=1, task_memory=budget)
-    (task,) = planned.shards
-    gc.collect()
-    before = resident()
-    receipt = run_shard(task, ShardOptions(out=folder, memory=options.memory(folder)))
-print(json.dumps([receipt.peak_bytes - before, task.projected_bytes]))
-"""
+    return {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
 
 
 @pytest.mark.parametrize("budget_mib", [768, 160])
@@ -45,8 +26,4 @@ def test_the_peak_stays_below_the_projection(budget_mib: int, tmp_path: Path) ->
             write_model(
                 tmp_path / f"{name}-{model}", given, rows=rows, seed=at, hidden=hidden, head=False, dtype="bfloat16"
             )
-    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(budget_mib << 20)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert answer.returncode == 0, answer.stderr
-    peak, projected = json.loads(answer.stdout)
-    assert peak <= projected <= budget_mib << 20
+    check_peak(recipe(tmp_path, "small"), recipe(tmp_path, "large"), tmp_path, budget_mib << 20)
