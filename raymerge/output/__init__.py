@@ -1,1 +1,1 @@
-"""What surrounds the shards: config.json, tokenizer, model card, index, manifest."""
+"""What surrounds the shards: config.json, tokenizer, model card, index, manifest; checking and publishing it all."""
