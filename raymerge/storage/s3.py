@@ -42,7 +42,7 @@ class S3Store(Store):
         return (S3Store, ())
 
     def buffered_bytes(self, nbytes: int) -> int:
-        from raymerge.storage.s3_writer import buffered_bytes
+        from raymerge.storage.s3_parts import buffered_bytes
 
         return buffered_bytes(nbytes)
 
@@ -50,7 +50,7 @@ class S3Store(Store):
         return scheme_of(url) == "s3"  # a process knows one endpoint
 
     def copied_bytes(self, pieces: Sequence[CopyRange | int]) -> int:
-        from raymerge.storage.s3_writer import copied_bytes
+        from raymerge.storage.s3_parts import copied_bytes
 
         return copied_bytes(pieces)
 

@@ -6,13 +6,14 @@ import base64
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import NotFoundError, Problem, StorageError, TransientStorageError
+from raymerge.storage import s3_parts
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.crc32 import crc32, crc32_combine
 from raymerge.storage.process import PerProcess
@@ -28,70 +29,16 @@ from raymerge.storage.s3_client import (
 )
 from raymerge.storage.traffic import count
 from raymerge.storage.transfer import raise_first, split
-from raymerge.storage.urls import redact, scheme_of
+from raymerge.storage.urls import redact
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-MIB = 1 << 20
-PART_BYTES = 16 * MIB
-SMALLEST_PART_BYTES = 5 * MIB  # S3 takes no smaller one but the last
-COPY_PART_BYTES = 64 * MIB  # S3 takes up to 5 GiB; pieces are copied side by side
-MOST_PARTS = 9_000  # S3 takes 10,000; copies that begin between parts need a few more
-BUFFERED_PARTS = 4  # one being filled and three on their way
 
 _CHECK_SECONDS = 0.5
 
 _uploaders = PerProcess(lambda: ThreadPoolExecutor(16, thread_name_prefix="raymerge-upload"))
 _copiers = PerProcess(lambda: ThreadPoolExecutor(COPIES, thread_name_prefix="raymerge-copy"))
 _log = logging.getLogger(__name__)
-
-
-def part_bytes(nbytes: int) -> int:
-    return max(PART_BYTES, -(-nbytes // MOST_PARTS // MIB) * MIB)
-
-
-def buffered_bytes(nbytes: int) -> int:
-    """The most memory a writer of an object of `nbytes` holds."""
-    return min(nbytes, part_bytes(nbytes) * BUFFERED_PARTS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartSizes:
-    """The sizes of the parts of one object: of those sent, and the least that one may have unless it is the last."""
-
-    nbytes: int
-    sent: int
-    least: int
-
-    @classmethod
-    def of(cls, nbytes: int) -> PartSizes:
-        return cls(nbytes=nbytes, sent=part_bytes(nbytes), least=max(SMALLEST_PART_BYTES, -(-nbytes // MOST_PARTS)))
-
-    def through(self, nbytes: int, *, filled: int, ends_object: bool) -> int:
-        """Of a range to copy, how many leading bytes go through this process.
-
-        They fill the part that `filled` bytes have begun; all do where the rest would be too small for a part.
-        """
-        head = max(0, self.least - filled) if filled else 0
-        rest = nbytes - head
-        small = self.nbytes <= self.sent or (rest < self.least and not (ends_object and rest > 0))
-        return nbytes if small else head
-
-
-def copied_bytes(pieces: Sequence[CopyRange | int]) -> int:
-    """See Store.copied_bytes: what S3Writer does with these pieces, byte counts alone."""
-    lengths = [piece.nbytes if isinstance(piece, CopyRange) else piece for piece in pieces]
-    sizes = PartSizes.of(sum(lengths))
-    position = filled = copied = 0
-    for piece, nbytes in zip(pieces, lengths, strict=True):
-        position += nbytes
-        sent = nbytes
-        if isinstance(piece, CopyRange) and scheme_of(piece.url) == "s3":
-            sent = sizes.through(nbytes, filled=filled, ends_object=position == sizes.nbytes)
-        copied += nbytes - sent
-        filled = (filled + sent) % sizes.sent if sent == nbytes else 0
-    return copied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +57,7 @@ class S3Writer(ObjectWriter):
         self._url = url
         self._bucket, self._key = parse_s3_url(url)
         self._nbytes = nbytes
-        self._sizes = PartSizes.of(nbytes)
+        self._sizes = s3_parts.PartSizes.of(nbytes)
         self._part_bytes = self._sizes.sent
         self._position = 0
         self._buffer = bytearray()  # made when bytes come: a file of copies needs it for its first bytes only
@@ -119,7 +66,7 @@ class S3Writer(ObjectWriter):
         self._upload = ""
         self._checksums = True
         self._parts: list[Future[_Part]] = []
-        self._slots = threading.BoundedSemaphore(BUFFERED_PARTS - 1)
+        self._slots = threading.BoundedSemaphore(s3_parts.BUFFERED_PARTS - 1)
         self._spare: list[bytearray] = []
         self._stop = threading.Event()
         self._closed = False
@@ -299,7 +246,7 @@ class S3Writer(ObjectWriter):
         self._flush()
         self._check_parts()
         rest = source.nbytes - head
-        pieces = max(1, rest // max(COPY_PART_BYTES, self._sizes.least))
+        pieces = max(1, rest // max(s3_parts.COPY_PART_BYTES, self._sizes.least))
         for start, end in split(rest, -(-rest // pieces)):
             piece = replace(source, offset=source.offset + head + start, nbytes=end - start)
             self._submit(_copiers.get(), self._copy_part, piece)
@@ -308,8 +255,8 @@ class S3Writer(ObjectWriter):
         from raymerge.storage import store_for
 
         store = store_for(source.url)
-        block = memoryview(bytearray(min(PART_BYTES, source.nbytes)))
-        for done in range(0, source.nbytes, PART_BYTES):
+        block = memoryview(bytearray(min(s3_parts.PART_BYTES, source.nbytes)))
+        for done in range(0, source.nbytes, s3_parts.PART_BYTES):
             view = block[: source.nbytes - done]
             store.read_into(source.url, view, offset=source.offset + done, version=source.version)
             self._append(view)

@@ -14,7 +14,7 @@ from typing import Any
 
 import raymerge
 import raymerge.merging.shard
-from raymerge.storage import base, local_writer, s3_writer
+from raymerge.storage import base, local_writer, s3_parts, s3_writer
 from raymerge.storage.local import LocalStore
 from raymerge.storage.s3 import S3Store
 
@@ -109,7 +109,7 @@ def main() -> None:
         child = os.fork()
         if not child:
             try:
-                s3_writer.part_bytes = lambda nbytes: s3_writer.SMALLEST_PART_BYTES  # shards of several parts
+                s3_parts.part_bytes = lambda nbytes: s3_parts.SMALLEST_PART_BYTES  # shards of several parts
                 POINTS[point]()
                 raymerge.merge(recipe, out, **options)
             except BaseException:  # noqa: BLE001 - a child ends here, whatever happens

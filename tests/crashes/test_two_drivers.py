@@ -24,8 +24,8 @@ OPTIONS: dict[str, Any] = {"executor": "inline", "out_shard_size": "7MB", "task_
 SLOW = """
 import json, os, sys, time, raymerge
 from raymerge.merging import shard
-from raymerge.storage import s3_writer
-s3_writer.part_bytes = lambda nbytes: s3_writer.SMALLEST_PART_BYTES
+from raymerge.storage import s3_parts
+s3_parts.part_bytes = lambda nbytes: s3_parts.SMALLEST_PART_BYTES
 plain = shard.merge_held
 rest = float(os.environ["SECONDS_PER_TENSOR"])
 shard.merge_held = lambda *a, **k: (time.sleep(rest), plain(*a, **k))[1]

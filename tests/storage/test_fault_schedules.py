@@ -22,9 +22,9 @@ from s3_server import NEXT_KEY, S3Server, s3_env, write_keys
 import raymerge
 from raymerge.errors import RaymergeError
 from raymerge.execute.inline import run_inline
-from raymerge.storage import base_name, retry, s3_client, s3_writer, store_for, transfer
+from raymerge.storage import base_name, retry, s3_client, s3_parts, store_for, transfer
 from raymerge.storage.s3 import S3Store
-from raymerge.storage.s3_writer import SMALLEST_PART_BYTES
+from raymerge.storage.s3_parts import SMALLEST_PART_BYTES
 
 SCHEDULES = 200
 ALWAYS = 12
@@ -73,8 +73,8 @@ def ends() -> Iterator[Counter[str]]:
 @pytest.fixture
 def proxy(s3_process: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A server that can be broken, found by keys in a file; parts so small that MB-sized objects have several."""
-    monkeypatch.setattr(s3_writer, "PART_BYTES", SMALLEST_PART_BYTES)
-    monkeypatch.setattr(s3_writer, "COPY_PART_BYTES", SMALLEST_PART_BYTES)
+    monkeypatch.setattr(s3_parts, "PART_BYTES", SMALLEST_PART_BYTES)
+    monkeypatch.setattr(s3_parts, "COPY_PART_BYTES", SMALLEST_PART_BYTES)
     monkeypatch.setattr(transfer, "PART_BYTES", 2 << 20)
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
     monkeypatch.setitem(run_inline.__kwdefaults__, "retry_wait_seconds", 0.001)

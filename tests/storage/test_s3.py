@@ -15,12 +15,23 @@ from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
 from s3_server import NEXT_KEY, S3Server, s3_env, write_keys
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
-from raymerge.storage import CopyRange, join_url, retry, s3, s3_client, s3_writer, store_for, traffic, transfer
+from raymerge.storage import (
+    CopyRange,
+    join_url,
+    retry,
+    s3,
+    s3_client,
+    s3_parts,
+    store_for,
+    traffic,
+    transfer,
+)
 from raymerge.storage.process import PerProcess
 from raymerge.storage.retry import Limiter
 from raymerge.storage.s3 import list_uploads
 from raymerge.storage.s3_client import parse_s3_url
-from raymerge.storage.s3_writer import MOST_PARTS, SMALLEST_PART_BYTES, S3Writer, buffered_bytes, part_bytes
+from raymerge.storage.s3_parts import MOST_PARTS, SMALLEST_PART_BYTES, buffered_bytes, part_bytes
+from raymerge.storage.s3_writer import S3Writer
 
 MIB = 1 << 20
 DATA = random.Random(5).randbytes(21 * MIB + 11)  # two parts
@@ -32,7 +43,7 @@ def proxy(
     s3_process: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[FaultProxy]:
     """A server that can be broken, and parts so small that MB-sized objects have several."""
-    monkeypatch.setattr(s3_writer, "PART_BYTES", SMALLEST_PART_BYTES)
+    monkeypatch.setattr(s3_parts, "PART_BYTES", SMALLEST_PART_BYTES)
     monkeypatch.setattr(transfer, "PART_BYTES", 2 * MIB)
     callspec = getattr(request.node, "callspec", None)
     if callspec is not None and callspec.params.get("fault") in ("silent", "stalled"):

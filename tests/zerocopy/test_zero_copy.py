@@ -20,7 +20,7 @@ import raymerge
 from raymerge.errors import ChangedError
 from raymerge.events import Event, Message, TaskFinished
 from raymerge.planning.copies import movement, needs_no_worker
-from raymerge.storage import CopyRange, base_name, s3_client, s3_writer, store_for, traffic
+from raymerge.storage import CopyRange, base_name, s3_client, s3_parts, s3_writer, store_for, traffic
 from raymerge.storage.retry import Limiter
 from raymerge.storage.s3 import S3Store
 from raymerge.storage.s3_writer import S3Writer
@@ -263,7 +263,7 @@ def test_hundreds_of_copies_are_under_way_and_no_more_than_allowed(
 
     limiter = s3_client.copy_limiter.get().__class__(s3_client.COPIES, start=8, slow_seconds=10)
     monkeypatch.setattr(S3Writer, "_copy_part", copy_part)
-    monkeypatch.setattr(s3_writer, "COPY_PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(s3_parts, "COPY_PART_BYTES", 5 * MIB)
     url = f"{s3.folder()}/model.bin"
     with store_for(url).create(url, nbytes=4_000 * 5 * MIB) as writer:
         for start in range(0, 4_000, 1_000):
