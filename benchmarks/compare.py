@@ -2,9 +2,9 @@
 
     python -m benchmarks.compare bench-data/1b --peer PEER/bin/mergekit-yaml --repeat 3
 
-The folder is made by `make_checkpoints.py` (its 1b shape where it does not exist). Inputs are read once before, so the
-page cache is warm where memory allows; every run is a fresh process; outputs are removed and the disk is synced between
-runs, untimed. Memory is the largest peak RSS of any one process of the run, mapped file pages included.
+The folder is made by `make_checkpoints.py` (its 1b shape where it does not exist). Before every run, untimed, outputs
+are removed, the disk is synced and the inputs are read, so that the page cache is warm where memory allows; every run
+is a fresh process. Memory is the largest peak RSS of any one process of the run, mapped file pages included.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from benchmarks.make_checkpoints import SHAPES, make_checkpoints
 
@@ -147,9 +148,10 @@ def peak_of(pid: str) -> int:
     return 0
 
 
-def measure(method: str, contender: Contender, config: Path, out: Path) -> Run:
+def measure(method: str, contender: Contender, config: Path, out: Path, inputs: list[Path]) -> Run:
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
+    read(inputs)
     mark = uuid.uuid4().hex
     log = out.with_suffix(".log")
     watch = PeakWatch(mark)
@@ -181,19 +183,29 @@ def measure(method: str, contender: Contender, config: Path, out: Path) -> Run:
     )
 
 
-def read_and_write(inputs: list[Path], out: Path) -> float:
-    """Seconds to read the inputs and write a file as large as the first: a bound that no merge can pass by much."""
+def read(inputs: list[Path], sink: BinaryIO | None = None) -> None:
+    """Read files whole, one after the other; the first goes to `sink`."""
     buffer = memoryview(bytearray(READ_BYTES))
+    for path in inputs:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                if sink is not None:
+                    sink.write(buffer[:count])
+        sink = None
+
+
+def read_and_write(inputs: list[Path], out: Path) -> tuple[float, float]:
+    """Seconds on one thread to read the inputs and write a file as large as the first, and until it is on the disk."""
+    read(inputs)
+    os.sync()
     started = time.perf_counter()
     with out.open("wb", buffering=0) as sink:
-        for index, path in enumerate(inputs):
-            with path.open("rb", buffering=0) as file:
-                while count := file.readinto(buffer):
-                    if index == 0:
-                        sink.write(buffer[:count])
-    seconds = time.perf_counter() - started
+        read(inputs, sink)
+        copied = time.perf_counter() - started
+        os.fsync(sink.fileno())
+    synced = time.perf_counter() - started
     out.unlink()
-    return seconds
+    return copied, synced
 
 
 def machine() -> str:
@@ -263,20 +275,17 @@ def main() -> None:
         make_checkpoints(folder, SHAPES[options.shape], fine_tunes=3, seed=0, threads=os.cpu_count() or 1)
     inputs = [folder / name / "model.safetensors" for name in ("base", "a", "b", "c")]
     all_recipes, methods, chosen = recipes(folder), options.methods.split(","), contenders(options)
-    read_and_write(inputs, folder / "copy")  # warms the page cache
-    os.sync()
-    bound = read_and_write(inputs, folder / "copy")
+    bound, _ = read_and_write(inputs, folder / "copy")
     runs: list[Run] = []
-    plain: list[float] = []
+    plain: list[tuple[float, float]] = []
     for method in methods:
         config = folder / f"{method}.yaml"
         config.write_text(json.dumps(all_recipes[method], indent=1))
         for _ in range(options.repeat):
             if method == "linear":
-                os.sync()
                 plain.append(read_and_write(inputs[1:], folder / "copy"))
             for contender in chosen:  # in turn, so that a change of the machine's load meets all of them
-                run = measure(method, contender, config, folder / "out")
+                run = measure(method, contender, config, folder / "out", inputs)
                 runs.append(run)
                 figures = f"{run.seconds:7.1f} s  {run.peak_bytes / 1e9:5.2f} GB  {run.failure}"
                 print(f"  {method:16} {contender.name:13} {figures}", flush=True)
@@ -285,9 +294,9 @@ def main() -> None:
     print(f"4 checkpoints of {size:.2f} GB, median of {options.repeat}; reading all and writing one: {bound:.1f} s\n")
     print(table(runs, methods, [contender.name for contender in chosen]))
     if found := median_of(runs, "linear", "raymerge"):
-        seconds = statistics.median(plain)
-        text = f"reading the inputs of linear and writing one file: {seconds:.1f} s"
-        print(f"\n{text}; raymerge reaches {seconds / found[0]:.2f} of that speed")
+        copied, synced = (statistics.median(column) for column in zip(*plain, strict=True))
+        print(f"\nreading the inputs of linear and writing one file: {copied:.1f} s, {synced:.1f} with an fsync")
+        print(f"raymerge, which syncs: {copied / found[0]:.2f} and {synced / found[0]:.2f} of that speed")
     if options.json:
         options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
     if any(run.failure for run in runs):
