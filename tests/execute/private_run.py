@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import task_functions as functions
 
@@ -24,13 +25,24 @@ def main(what: str, path: str) -> None:
 
             outcomes = run_on_ray(functions.die_once, functions.tasks_of(path), on_event=lambda _: None, options=QUICK)
             address = ray.get_runtime_context().gcs_address
-            report = {"nodes": len(living_nodes()), "address": address, "results": [each.result for each in outcomes]}
+            report = {
+                "nodes": len(living_nodes()),
+                "address": address,
+                "results": [each.result for each in outcomes],
+                "autoscalers": sum("/monitor.py" in command for command in own_processes()),
+            }
             sys.stdout.write(json.dumps(report))
         elif what == "eat":
             report = eat(*map(int, path.split(":")))
             sys.stdout.write(json.dumps(report))
         else:
             list(run_on_ray(functions.ignore_interrupts, functions.tasks_of(path), on_event=announce))
+
+
+def own_processes() -> list[str]:
+    """The command lines of this process's children."""
+    children = [pid for listed in Path("/proc/self/task").glob("*/children") for pid in listed.read_text().split()]
+    return [Path("/proc", pid, "cmdline").read_text().replace("\0", " ") for pid in children]
 
 
 def eat(nbytes: int, count: int) -> dict[str, object]:

@@ -144,7 +144,7 @@ def test_code_is_sent_where_a_node_lacks_it(two_nodes: Cluster, monkeypatch: pyt
 
 
 def test_a_cluster_that_runs_here_is_joined_only_by_name(cluster: Cluster, tmp_path: Path) -> None:
-    """The same process shows that a private Ray prints nothing, not even when a worker dies."""
+    """The same process shows that a private Ray prints nothing, not even when a worker dies, and has no autoscaler."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     done = subprocess.run(
         [sys.executable, str(HERE / "private_run.py"), "report", str(tmp_path / "runs")],
@@ -156,4 +156,4 @@ def test_a_cluster_that_runs_here_is_joined_only_by_name(cluster: Cluster, tmp_p
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert report["address"] != cluster.address
-    assert (report["nodes"], report["results"]) == (1, ["survived"])
+    assert (report["nodes"], report["results"], report["autoscalers"]) == (1, ["survived"], 0)

@@ -115,6 +115,7 @@ class RaySession:
                     remedy="--executor inline runs without Ray",
                 )
             ) from error
+        _end_autoscaler()
 
     def _join(self) -> None:
         from raymerge.execute.ray.preflight import check_cluster
@@ -132,6 +133,16 @@ class RaySession:
                     remedy="use the same Ray and Python versions as the cluster",
                 )
             ) from error
+
+
+def _end_autoscaler() -> None:
+    """End the autoscaler of a private Ray, which never grows: it takes a second to obey at shutdown (ray 2.60)."""
+    import ray
+
+    worker: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    end = getattr(getattr(worker, "_global_node", None), "kill_monitor", None)
+    if end is not None:
+        end(check_alive=False)
 
 
 def _innermost(error: BaseException) -> BaseException:
