@@ -93,10 +93,11 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
     """Count (|x - base|'s bits - low) >> shift in the table, and what lies above it in the table's last entry.
 
     Returns how many elements in the table are not at the first pattern of their entry. Few should fall into the table:
-    they are gathered first, without a branch to predict.
+    groups of eight that have one are listed first, then those elements, without a branch to predict.
     """
     bins = out.size - 1
-    found = aligned(TILE, bits.dtype)
+    inside, groups, found = aligned(TILE, np.uint8), aligned(TILE // 8, np.uint32), aligned(TILE, bits.dtype)
+    any_inside = inside.view(np.uint64)
     first = bits.dtype.type(low)
     by = bits.dtype.type(shift)
     last = bits.dtype.type(low + ((bins << shift) - 1))
@@ -113,10 +114,18 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
             over += np.int32(bits[j] > last)
             bits[j] -= first
         above += over
-        kept = np.uint32(0)  # unsigned: a signed index would be checked for being negative
         for j in range(m):
-            found[kept] = bits[j]
-            kept += np.uint32(bits[j] < width)
+            inside[j] = bits[j] < width
+        inside[m : -(-m // 8) * 8] = 0
+        listed = np.uint32(0)  # unsigned: a signed index would be checked for being negative
+        for g in range(-(-m // 8)):
+            groups[listed] = 8 * g
+            listed += np.uint32(any_inside[g] != 0)
+        kept = np.uint32(0)
+        for i in range(listed):
+            for j in range(groups[i], groups[i] + np.uint32(8)):
+                found[kept] = bits[j]
+                kept += np.uint32(inside[j])
         for j in range(kept):
             out[found[j] >> by] += 1
             fine += np.int64((found[j] & below) != 0)
