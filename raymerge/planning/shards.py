@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from raymerge.planning.nouns import TensorJob
 from raymerge.planning.sites import Unit
 
 Placed = tuple[Unit, TensorJob]
+Piece = tuple[list[TensorJob], int]  # and their bytes in the output
 
 
 def order(placed: Iterable[Placed], stack_order: Sequence[str], file_ranks: dict[str, int]) -> list[Placed]:
@@ -31,30 +33,46 @@ def order(placed: Iterable[Placed], stack_order: Sequence[str], file_ranks: dict
 
 
 def partition(placed: Sequence[Placed], shard_bytes: int) -> list[tuple[TensorJob, ...]]:
-    """Consecutive jobs in files of at most `shard_bytes` of tensors.
+    """Consecutive jobs in files of at most `shard_bytes` of tensors: as few as that allows, and as even as those allow.
 
     A layer is cut only where it alone exceeds that, a tensor never: one larger than a file has a file of its own.
+    Even files end at about the same time on as many machines; a last one that is small would leave some without work.
     """
-    shards: list[list[TensorJob]] = []
-    filled = 0
+    pieces = _pieces(placed, shard_bytes)
+    ends = [0, *accumulate(nbytes for _, nbytes in pieces)]
+    fewest = len(_cuts(ends, shard_bytes))
+    least, enough = ends[-1] // max(1, fewest), shard_bytes
+    while least < enough:
+        middle = (least + enough) // 2
+        if len(_cuts(ends, middle)) <= fewest:
+            enough = middle
+        else:
+            least = middle + 1
+    cuts = _cuts(ends, enough)
+    return [_aligned([job for jobs, _ in pieces[start:end] for job in jobs]) for start, end in pairwise([0, *cuts])]
 
-    def append(jobs: list[TensorJob], nbytes: int) -> None:
-        nonlocal filled
-        if not shards or (filled and filled + nbytes > shard_bytes):
-            shards.append([])
-            filled = 0
-        shards[-1].extend(jobs)
-        filled += nbytes
 
+def _pieces(placed: Sequence[Placed], shard_bytes: int) -> list[Piece]:
+    """What is not cut: layers, and the tensors of those that exceed a file."""
+    pieces: list[Piece] = []
     for _, members in groupby(placed, key=lambda item: item[0]):
         jobs = [job for _, job in members]
         nbytes = sum(job.output.nbytes for job in jobs)
         if nbytes <= shard_bytes:
-            append(jobs, nbytes)
+            pieces.append((jobs, nbytes))
         else:
-            for job in jobs:
-                append([job], job.output.nbytes)
-    return [_aligned(shard) for shard in shards]
+            pieces.extend(([job], job.output.nbytes) for job in jobs)
+    return pieces
+
+
+def _cuts(ends: Sequence[int], most_bytes: int) -> list[int]:
+    """The index after the last piece of each file, filled one after the other; piece i takes ends[i] to ends[i + 1]."""
+    cuts: list[int] = []
+    start = 0
+    while start < len(ends) - 1:
+        start = max(start + 1, bisect_right(ends, ends[start] + most_bytes) - 1)
+        cuts.append(start)
+    return cuts
 
 
 def _aligned(jobs: list[TensorJob]) -> tuple[TensorJob, ...]:

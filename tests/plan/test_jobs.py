@@ -187,6 +187,22 @@ def test_shard_size_cuts_between_layers_and_never_in_a_tensor() -> None:
     assert tiny.shards[0].file_name == f"model-00001-of-{len(tiny.shards):05d}.safetensors"
 
 
+def test_files_are_as_few_as_their_size_allows_and_as_even_as_their_number_allows() -> None:
+    names = llama_names(20)
+    models = checkpoint("a", names), checkpoint("b", names)
+    (whole,) = plan_of(LINEAR, *models).shards
+    layer_bytes = sum(job.output.nbytes for job in whole.jobs if ".layers.0." in job.output.name)
+    for shard_bytes in range(layer_bytes, whole.tensor_bytes, layer_bytes // 3):
+        sizes = [shard.tensor_bytes for shard in plan_of(LINEAR, *models, shard_bytes=shard_bytes).shards]
+        assert sum(sizes) == whole.tensor_bytes
+        assert max(sizes) <= shard_bytes
+        fewest, free = 0, 0
+        for piece in [512, *[layer_bytes] * 20, 16 + 512]:  # what stands before the layers, these, what stands after
+            fewest, free = (fewest, free - piece) if piece <= free else (fewest + 1, shard_bytes - piece)
+        assert len(sizes) == fewest
+        assert max(sizes) - whole.tensor_bytes / len(sizes) <= layer_bytes
+
+
 def test_digest_is_of_what_bears_on_the_bytes() -> None:
     names = llama_names(2)
     models = checkpoint("a", names), checkpoint("b", names)
