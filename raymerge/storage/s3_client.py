@@ -106,6 +106,7 @@ def _new_client() -> tuple[Any, Any]:
         # Many workers that start at once on one node are throttled by its metadata service, which one try would take
         # for a node without a role.
         session.set_config_variable("metadata_service_num_attempts", 3)
+        session.register_component("data_loader", _service_descriptions(session.get_config_variable("data_path")))
         credentials = session.get_credentials()  # public buckets need none
         keys = credentials.get_frozen_credentials() if credentials is not None else None
         options: dict[str, Any] = {"signature_version": UNSIGNED} if credentials is None else {}
@@ -115,6 +116,14 @@ def _new_client() -> tuple[Any, Any]:
             # bucket.minio.internal rarely resolves: other servers are asked by path unless the profile says otherwise
             client = session.create_client("s3", config=_config("path", options))
         return client, keys
+
+
+@lru_cache
+def _service_descriptions(search_path: str | None) -> Any:
+    """What botocore makes clients from, read once per process: parsing it takes most of the time of a new client."""
+    from botocore.loaders import create_loader
+
+    return create_loader(search_path)
 
 
 def _config(style: str | None, options: dict[str, Any]) -> Any:

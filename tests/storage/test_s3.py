@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from fault_proxy import FAULTS, Fault, FaultProxy, start_proxy
 from s3_server import NEXT_KEY, S3Server, s3_env, write_keys
 
@@ -388,6 +389,19 @@ def test_credentials_that_stay_expired_are_an_error(s3_process: S3Server, proxy:
     assert proxy.requests.total() == 1
     with pytest.raises(AccessError, match="credentials have expired"):
         put(url, SMALL)
+
+
+def test_what_clients_are_made_from_is_read_once(s3_process: S3Server, keys: Path, monkeypatch: pytest.MonkeyPatch):
+    """Credentials may expire for many processes of a node at once."""
+    url = join_url(s3_process.folder(), "model.bin")
+    put(url, SMALL)
+    read: list[str] = []
+    load = JSONFileLoader.load_file
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda self, path: read.append(path) or load(self, path))
+    write_keys(keys, *NEXT_KEY)
+    monkeypatch.setenv("AWS_PROFILE", "default")  # another environment: another client
+    store_for(url).info(url)
+    assert read == []
 
 
 def test_no_credentials_means_an_unsigned_request(s3: S3Server, monkeypatch):
