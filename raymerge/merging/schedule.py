@@ -15,7 +15,7 @@ from raymerge.storage import CopyRange, is_local
 
 # Object stores answer ranges of 8 to 32 MB best: small neighbours are read together until they make one such.
 _ENOUGH_BYTES = 8 << 20
-_MOST_BYTES = 24 << 20
+_MOST_BYTES = 12 << 20  # the first tensors are there the sooner, the less is read beside them
 # Of a task's room for one batch, so that the next ones arrive while it merges.
 _BATCHES_IN_ROOM = 4
 
