@@ -1,0 +1,71 @@
+"""Masks by place in a row are those of a plain sort, however many magnitudes are equal or nearly so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raymerge.compute import open_operations
+from raymerge.compute.random_bits import element_bits, rank_limits
+
+ROWS = 3
+KEY, START = 0x1234567890ABCDEF, 1000
+
+
+def truncated(values: np.ndarray) -> np.ndarray:
+    """To bfloat16, still as float32."""
+    return (values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def models(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    base = truncated(rng.normal(0, 0.02, count))
+    if kind == "far from a grid":
+        return (base + rng.normal(0, 0.002, count)).astype(np.float32), base
+    if kind == "equal":
+        return base + np.float32(0.5), np.zeros(count, np.float32) + base
+    if kind == "few values":
+        return rng.integers(-3, 4, count).astype(np.float32), np.zeros(count, np.float32)
+    if kind == "small beside large":  # all but a few in the last bucket, zeros among them
+        small = rng.integers(-40, 41, count) * 1e-9 * rng.integers(0, 2, count)
+        return np.where(rng.random(count) < 0.01, 1.0, small).astype(np.float32), np.zeros(count, np.float32)
+    step = {"steps of a grid": 2e-3, "one step of a grid": 2e-4, "less than a step": 2e-5}[kind]
+    return truncated(base + rng.normal(0, step, count)), base
+
+
+def places(magnitudes: np.ndarray) -> np.ndarray:
+    order = np.argsort(-magnitudes, kind="stable")
+    found = np.empty(len(order), np.int64)
+    found[order] = np.arange(len(order))
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+@pytest.mark.parametrize("row_length", [1, 5, 128, 1500, 4096])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "far from a grid",
+        "steps of a grid",
+        "one step of a grid",
+        "less than a step",
+        "equal",
+        "few values",
+        "small beside large",
+    ],
+)
+def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: str) -> None:
+    count = ROWS * row_length
+    x, base = models(kind, count)
+    limits = rank_limits(0.5, 0.2, row_length)
+    magnitudes = np.abs(x - base).reshape(ROWS, row_length)
+    bits = np.array([element_bits(KEY, START + i) for i in range(count)], np.uint64).reshape(ROWS, row_length)
+    expected = [draws < limits[places(row)] for draws, row in zip(bits, magnitudes, strict=True)]
+    operations = open_operations(device)
+    ours = operations.rank_limits(0.5, 0.2, row_length)
+    if device != "cpu":
+        import torch
+
+        x, base = torch.from_numpy(x), torch.from_numpy(base)
+    mask = np.asarray(operations.rank_mask(x, base, ours, key=KEY, start=START))
+    assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
