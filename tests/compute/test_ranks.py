@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,8 @@ def models(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         return (base + rng.normal(0, 0.002, count)).astype(np.float32), base
     if kind == "equal":
         return base + np.float32(0.5), np.zeros(count, np.float32) + base
+    if kind == "equal, off the grid":  # more than turns settle: such rows are sorted
+        return np.full(count, 0.1, np.float32), np.zeros(count, np.float32)
     if kind == "few values":
         return rng.integers(-3, 4, count).astype(np.float32), np.zeros(count, np.float32)
     if kind == "small beside large":  # all but a few in the last bucket, zeros among them
@@ -40,6 +44,7 @@ def places(magnitudes: np.ndarray) -> np.ndarray:
     return found
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
 @pytest.mark.parametrize("row_length", [1, 5, 128, 1500, 4096])
 @pytest.mark.parametrize(
@@ -50,13 +55,14 @@ def places(magnitudes: np.ndarray) -> np.ndarray:
         "one step of a grid",
         "less than a step",
         "equal",
+        "equal, off the grid",
         "few values",
         "small beside large",
     ],
 )
-def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: str) -> None:
+def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: str, dtype: Any) -> None:
     count = ROWS * row_length
-    x, base = models(kind, count)
+    x, base = (each.astype(dtype) for each in models(kind, count))
     limits = rank_limits(0.5, 0.2, row_length)
     magnitudes = np.abs(x - base).reshape(ROWS, row_length)
     bits = np.array([element_bits(KEY, START + i) for i in range(count)], np.uint64).reshape(ROWS, row_length)
