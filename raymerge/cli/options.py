@@ -41,9 +41,13 @@ def _cluster(*names: str, help: str, **settings: Any) -> Any:
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="The recipe: a path, a URL, or - for standard input.")]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="A folder or an s3:// URL. An unfinished output is continued.")]
+Out = Annotated[
+    str,
+    typer.Argument(metavar="OUT", help="A folder, s3://bucket/path or hf://user/name. Unfinished, it is continued."),
+]
 OutShardSize = Annotated[
-    str, _common("--out-shard-size", metavar="SIZE", help="Bytes per output file: 1B (1e9), 500M, 8MB, 2GiB, 123456.")
+    str,
+    _common("--out-shard-size", metavar="SIZE", help="Most bytes per output file: 1B (1e9), 8MB, 2GiB, 123456."),
 ]
 RandomSeed = Annotated[int, _common("--random-seed", help="Seed of the methods that draw random numbers.")]
 Device = Annotated[str | None, _common("--device", help="Where to compute: cpu (the default), cuda, cuda:0.")]
