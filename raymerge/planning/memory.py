@@ -199,7 +199,7 @@ def too_small(jobs: Sequence[TensorJob], memory: MemoryProjection, rules: Memory
     needed = -(-memory.total_bytes // MIB)
     return Problem(
         subject=worst.output.name,
-        message=f"needs {needed} MiB even when streamed, the task memory is {rules.budget_bytes // MIB} MiB",
+        message=f"needs {needed} MiB even when streamed, the task memory is {rules.budget_bytes / MIB:.4g} MiB",
         remedy=f"set --task-memory {needed}MiB or more",
     )
 

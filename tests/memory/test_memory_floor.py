@@ -46,6 +46,13 @@ def test_what_the_refusal_names_is_accepted_and_less_is_not(threads: int) -> Non
     assert needed_mib(replace(rules, budget_bytes=(least - 1) * MIB)) == least
 
 
+@pytest.mark.parametrize(("budget_bytes", "told"), [(10**6, "0.9537"), (MIB, "1"), (100 * MIB // 8, "12.5")])
+def test_the_refusal_tells_the_memory_as_given(budget_bytes: int, told: str) -> None:
+    models = (checkpoint(name, llama_names(2)) for name in ("base", "a", "b"))
+    with pytest.raises(PlanError, match=rf"the task memory is {re.escape(told)} MiB"):
+        plan_of(RECIPE, *models, memory=MemoryRules(budget_bytes=budget_bytes))
+
+
 @pytest.mark.parametrize("method", sorted(all_methods()))
 @pytest.mark.parametrize("shape", [(128_256, 16_384), (1_000_000_000, 1), (16_000, 131_072)])
 def test_every_method_merges_four_models_at_the_stated_floor(method: str, shape: tuple[int, ...]) -> None:
