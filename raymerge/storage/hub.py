@@ -25,7 +25,7 @@ from raymerge.storage.hub_api import (
     resolve_url,
 )
 from raymerge.storage.local import LocalStore
-from raymerge.storage.process import PerProcess
+from raymerge.storage.process import PerProcess, forks
 from raymerge.storage.retry import Again, Limiter, attempt
 from raymerge.storage.transfer import PART_BYTES, READ_THREADS, read_parts
 from raymerge.storage.urls import redact
@@ -74,14 +74,15 @@ def keep_input(url: str) -> None:
 
     place = _pinned(url)
     try:
-        hf_hub_download(
-            place.repo,
-            place.name,
-            revision=place.revision,
-            endpoint=hub_cache.endpoint(),
-            cache_dir=hub_cache.cache_folder(),
-            library_name="raymerge",
-        )
+        with forks.get().shared():
+            hf_hub_download(
+                place.repo,
+                place.name,
+                revision=place.revision,
+                endpoint=hub_cache.endpoint(),
+                cache_dir=hub_cache.cache_folder(),
+                library_name="raymerge",
+            )
     except Exception as error:  # its transport, and so its errors, differ from version to version
         reason = redact(str(error)).strip().splitlines()
         raise StorageError(

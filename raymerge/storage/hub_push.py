@@ -14,7 +14,7 @@ from raymerge.errors import AccessError, ChangedError, NotFoundError, Problem, R
 from raymerge.storage import hub_cache
 from raymerge.storage.http import retry_after_seconds
 from raymerge.storage.hub_api import HubFile
-from raymerge.storage.process import PerProcess
+from raymerge.storage.process import PerProcess, forks
 from raymerge.storage.retry import Again, Limiter, Patience, attempt
 from raymerge.storage.urls import redact
 
@@ -235,7 +235,7 @@ def _file(told: Any) -> HubFile:
 def _call(run: Callable[[], T], subject: str) -> T:
     def once() -> T:
         try:
-            with warnings.catch_warnings():
+            with forks.get().shared(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the library's about itself, and the hub's advice on cards
                 return run()
         except (RaymergeError, Again):

@@ -15,6 +15,7 @@ from typing import Any
 
 from raymerge.errors import ExecutionError, Problem
 from raymerge.execute.ray.address import Target, choose_target, process_is_connected
+from raymerge.storage.process import forks
 
 # Ray's minimum is 75 MiB; tensors never enter the object store.
 _OBJECT_STORE_BYTES = 80 * 2**20
@@ -98,15 +99,16 @@ class RaySession:
         import ray
 
         try:
-            ray.init(
-                address="local",
-                num_cpus=self._num_cpus,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                namespace="raymerge",
-            )
+            with forks.get().alone():
+                ray.init(
+                    address="local",
+                    num_cpus=self._num_cpus,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    namespace="raymerge",
+                )
         except Exception as error:
             raise ExecutionError(
                 Problem(
