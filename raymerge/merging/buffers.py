@@ -132,6 +132,18 @@ class Account:
             self._trim(self._capacity - self._taken)
         return _map_buffer(nbytes)
 
+    def take_elsewhere(self, nbytes: int) -> None:
+        """Of what was acquired, so much is about to be used in memory that is no buffer of this account."""
+        with self._lock:
+            self._taken += nbytes
+            self._trim(self._capacity - self._taken)
+
+    def give_elsewhere(self, nbytes: int) -> None:
+        """What `take_elsewhere` counted is gone again; releases its bytes."""
+        with self._lock:
+            self._used -= nbytes
+            self._taken -= nbytes
+
     def give(self, buffer: Bytes) -> None:
         """Hand a buffer back for another use, and release its bytes."""
         with self._lock:

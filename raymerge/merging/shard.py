@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
@@ -37,7 +39,7 @@ from raymerge.planning.memory import (
     window_elements,
 )
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
-from raymerge.storage import CopyRange, ObjectWriter, is_local, join_url, store_for
+from raymerge.storage import CopyRange, Lent, ObjectWriter, is_local, join_url, store_for
 from raymerge.storage.crc32 import crc32
 
 if TYPE_CHECKING:
@@ -87,18 +89,39 @@ class _Merged:
 
 
 class _Held:
-    """The bytes that a batch reads, arriving or there; they are given back once all of its jobs are merged."""
+    """The bytes that a batch reads, arriving or there; they are given back once all of its jobs are merged.
 
-    def __init__(self, batch: Batch, buffers: list[Any], arriving: list[Future[None]]) -> None:
+    `buffers` and `lent` go by the batch's runs: a run that is lent has no buffer of its own.
+    """
+
+    def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.buffers = buffers
-        self._arriving = arriving
+        self.buffers: list[Any] = [None] * len(batch.runs)
+        self.lent: dict[int, Lent] = {}
+        self.arriving: list[Future[None]] = []
         self._unmerged = len(batch.jobs)
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        for future in self._arriving:
+        for future in self.arriving:
             future.result()
+
+    def confirm(self) -> None:
+        """Raises ChangedError where lent bytes may not be what they were."""
+        for lent in self.lent.values():
+            lent.confirm()
+
+    def give_back(self, account: Account) -> None:
+        buffers, lent = self.buffers, self.lent
+        self.buffers, self.lent = [], {}
+        while buffers:
+            buffer = buffers.pop()
+            if len(buffers) in lent:
+                nbytes = len(buffer)
+                del buffer, lent[len(buffers)]  # the last of these: the bytes are gone before others take their room
+                account.give_elsewhere(nbytes)
+            else:
+                account.give(buffer)
 
     def raw(self, ref: TensorRef) -> Any:
         position, start = self.batch.places[ref.key]
@@ -194,19 +217,28 @@ class _Run:
 
     def _begin(self, batch: Batch) -> list[Future[_Merged]]:
         """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""
-        buffers = [self._account.take(run.nbytes) for run in batch.runs]
-        arriving = [
-            self._readers.submit(read)
-            for run, buffer in zip(batch.runs, buffers, strict=True)
-            for read in self._reads(run, buffer)
-        ]
-        held = _Held(batch, buffers, arriving)
+        held = _Held(batch)
+        for position, run in enumerate(batch.runs):
+            held.arriving += [self._readers.submit(read) for read in self._reads(run, held, position)]
         return [self._pool.submit(self._merge, job, held) for job in batch.jobs]
 
-    def _reads(self, run: Run, buffer: Any) -> list[Callable[[], None]]:
+    def _reads(self, run: Run, held: _Held, position: int) -> list[Callable[[], None]]:
         if run.gathered is None:
-            return [partial(self._read, run.file.url, buffer, run.offset, run.file.version)]
+            return [partial(self._fetch, run, held, position)]
+        buffer = held.buffers[position] = self._account.take(run.nbytes)
         return range_reads(run.gathered, (0, run.gathered.spec.element_count), buffer)
+
+    def _fetch(self, run: Run, held: _Held, position: int) -> None:
+        """Let a batch have the bytes of a run: where they lie, or in a buffer."""
+        url, version = run.file.url, run.file.version
+        lent = store_for(url).lend(url, offset=run.offset, nbytes=run.nbytes, version=version)
+        if lent is not None:
+            self._account.take_elsewhere(run.nbytes)
+            lent.load()
+            held.lent[position], held.buffers[position] = lent, np.frombuffer(lent.data, np.uint8)
+            return
+        buffer = held.buffers[position] = self._account.take(run.nbytes)
+        self._read(url, buffer, run.offset, version)
 
     def _read(self, url: str, buffer: Any, offset: int, version: str) -> None:
         if self._failed:
@@ -234,11 +266,11 @@ class _Run:
                 nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
         finally:
             self._operations.put(operations)
+        held.confirm()
         del raw, steps
         self._account.release(step_bytes(job))
         if held.is_spent():
-            for buffer in held.buffers:
-                self._account.give(buffer)
+            held.give_back(self._account)
         return _Merged(data, job, crc32(data), nonfinite)
 
     def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter, Store
+from raymerge.storage.base import CopyRange, Lent, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.crc32 import crc32_combine
 from raymerge.storage.traffic import Traffic, traffic
 from raymerge.storage.urls import base_name, is_local, join_url, normalize_url, parent_url, redact, scheme_of
 
 __all__ = [
     "CopyRange",
+    "Lent",
     "ObjectInfo",
     "ObjectWriter",
     "Store",

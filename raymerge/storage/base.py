@@ -45,6 +45,19 @@ class CopyRange:
     version: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """Bytes that are used where they lie: nobody may write to `data`, and all views of it are dropped after use.
+
+    They count as this process's memory from `load` on, which brings them all in, or raises StorageError. `confirm`
+    raises ChangedError where they may have changed since they were lent; ask it once they are used.
+    """
+
+    data: memoryview
+    load: Callable[[], None]
+    confirm: Callable[[], None]
+
+
 class ObjectWriter(ABC):
     """Writes one object front to back. It appears under its name at `commit`, whole, or never.
 
@@ -106,6 +119,13 @@ class Store(ABC):
 
         Raises ChangedError if the object is no longer `version` ("" skips the check), StorageError on a short answer.
         """
+
+    def lend(self, url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:  # noqa: ARG002
+        """The bytes from `offset`, if this machine's memory holds them already; else None, and they have to be read.
+
+        Raises ChangedError as `read_into` does.
+        """
+        return None
 
     @abstractmethod
     def create(self, url: str, *, nbytes: int) -> ObjectWriter:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raymerge.errors import Problem, StorageError
-from raymerge.storage.base import ObjectInfo, ObjectWriter, Store
+from raymerge.storage.base import Lent, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.local_files import (
     check_version,
     file_info,
@@ -24,6 +24,7 @@ from raymerge.storage.local_files import (
     open_file,
     translated,
 )
+from raymerge.storage.local_maps import lend
 from raymerge.storage.local_writer import LocalWriter, buffered_bytes, owner_is_gone, parse_partial_name, partial_name
 from raymerge.storage.urls import base_name, is_local
 
@@ -36,7 +37,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 
 class LocalStore(Store):
-    """Reads by preadv into the caller's buffer: mapped pages would count against a task's memory."""
+    """Reads by preadv into the caller's buffer; lends what the page cache holds."""
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[()]]:
         return (LocalStore, ())
@@ -75,6 +76,9 @@ class LocalStore(Store):
             with memoryview(buffer).cast("B") as view:
                 fill(url, descriptor, view, offset)
             check_version(url, os.fstat(descriptor), version)
+
+    def lend(self, url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
+        return lend(url, offset=offset, nbytes=nbytes, version=version)
 
     def create(self, url: str, *, nbytes: int) -> ObjectWriter:
         with translated(url, "create", nbytes=nbytes):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from checkpoints import read_tensors, write_deepseek, write_llama
 from merges import folder_digest, kill_when, start_merge, two_tune_recipe
 
 import raymerge
-from raymerge.errors import ExecutionError, PlanError
+from raymerge.errors import ChangedError, ExecutionError, PlanError
+from raymerge.storage.local import LocalStore
 
 METHODS = ("ties", "dare_ties", "task_arithmetic", "della")
 
@@ -219,3 +221,41 @@ def test_tensors_are_those_of_the_files_in_their_order(models: Path, tmp_path: P
         assert tensor.equal(stored[name]), name
     plan = raymerge.plan(config, random_seed=3)
     assert list(found) == [job.output.name for shard in plan.shards for job in shard.jobs]
+
+
+def test_bytes_that_are_lent_and_bytes_that_are_read_merge_alike(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = two_tune_recipe(models, "ties")
+    lent: list[int] = []
+    lend = LocalStore.lend
+
+    def watched(self: LocalStore, url: str, *, offset: int, nbytes: int, version: str) -> Any:
+        found = lend(self, url, offset=offset, nbytes=nbytes, version=version)
+        lent.extend([nbytes] if found else [])
+        return found
+
+    monkeypatch.setattr(LocalStore, "lend", watched)
+    merge(config, tmp_path / "lent")
+    assert sum(lent) >= 3 << 20, "three inputs' embeddings at least"
+    monkeypatch.setattr(LocalStore, "lend", lambda *_, **__: None)
+    merge(config, tmp_path / "read")
+    assert folder_digest(tmp_path / "lent") == folder_digest(tmp_path / "read")
+
+
+def test_lent_bytes_that_change_under_a_merge_are_an_error(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lend = LocalStore.lend
+
+    def changed() -> None:
+        raise ChangedError("changed since planning")
+
+    def watched(self: LocalStore, url: str, **options: Any) -> Any:
+        found = lend(self, url, **options)
+        return replace(found, confirm=changed) if found else None
+
+    monkeypatch.setattr(LocalStore, "lend", watched)
+    with pytest.raises(ChangedError):
+        merge(two_tune_recipe(models), tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()

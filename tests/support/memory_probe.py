@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ MIB = 1 << 20
 class Case:
     """`shapes` are the shard's tensors, `copies` of each; `method` merges `count` inputs, and a base if `base`.
 
-    `room_bytes` is what the budget leaves for tensors once scratch and the like are set aside.
+    `room_bytes` is what the budget leaves for tensors once scratch and the like are set aside. Where the case is
+    `cold`, local inputs are dropped from the page cache first, so that they are read and not lent.
     """
 
     method: str
@@ -40,12 +42,15 @@ class Case:
     threads: int = 1
     copies: int = 1
     repeats: int = 1
+    cold: bool = False
 
     @property
     def name(self) -> str:
         shapes = "+".join("x".join(map(str, shape)) for shape in self.shapes) + f" x{self.copies}"
         parts = (self.method, *(f"{key}={value}" for key, value in {**self.shared, **self.each}.items()))
-        return f"{' '.join(parts)} {self.dtype} {shapes} {self.room_bytes // MIB}MiB {self.threads}t"
+        return (
+            f"{' '.join(parts)} {self.dtype} {shapes} {self.room_bytes // MIB}MiB {self.threads}t{' cold' * self.cold}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,11 @@ def _run(case: Case, folder: Path | str, baseline: int) -> Measured:
     assert memory.total_bytes <= rules.budget_bytes
     task = ShardTask(file_name="out.safetensors", jobs=jobs, plan_digest="0" * 64, memory=memory)
     options = ShardOptions(out=str(folder), memory=rules)
-    peak = max(run_shard(task, options).peak_bytes for _ in range(case.repeats))
+    peak = 0
+    for _ in range(case.repeats):
+        for noise in Path(folder).glob("*.noise") if case.cold else ():
+            forget(noise)
+        peak = max(peak, run_shard(task, options).peak_bytes)
     store_for(str(folder)).delete(join_url(str(folder), "out.safetensors"))
     room = room_bytes(jobs, rules)
     held = sum(is_held(job, room) for job in jobs)
@@ -194,6 +203,12 @@ def _write_noise(url: str, nbytes: int, code: str, *, seed: int) -> Any:
         for start in range(0, nbytes, len(block)):
             writer.write(block[: nbytes - start])
         return writer.commit()
+
+
+def forget(path: Path) -> None:
+    """Drop a file that is written out from the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def status_bytes(field: str) -> int:

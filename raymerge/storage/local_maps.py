@@ -1,0 +1,109 @@
+"""Local files whose bytes lie in the page cache already: mapped where they are, not copied into fresh memory.
+
+Measured on 2 cores with 8.8 GB of inputs that fill 1 GB of buffers: a merge that adds them up takes 3.7 CPU seconds
+instead of 6.5; the difference is what copying the bytes and clearing the buffers' pages take.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from functools import cache, partial
+from pathlib import Path
+
+from raymerge.storage.base import Lent
+from raymerge.storage.local_files import check_version, open_file, translated
+from raymerge.storage.traffic import count as count_traffic
+
+# Where a page that was mapped once can be had again without a network, and so without an error.
+_NEAR_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "overlay"})
+_LEAST_BYTES = 1 << 20  # less is copied faster than it is mapped
+_LOOK_EVERY_BYTES = 1 << 20
+_ALIGNED_BYTES = 8  # the widest element
+_MADV_POPULATE_READ = 22  # of Linux 5.14, unknown to Python's mmap
+
+
+def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
+    """Map a range of a file; None where it is not in memory yet, or where reading it is as good. See `Store.lend`.
+
+    A file that is cut short while its bytes are in use takes the process with it (SIGBUS), as with every map.
+    """
+    if nbytes < _LEAST_BYTES or offset % _ALIGNED_BYTES:
+        return None
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    with open_file(url) as descriptor, translated(url, "read"):
+        status = os.fstat(descriptor)
+        check_version(url, status, version)
+        is_near = _file_system(status.st_dev) in _NEAR_FILE_SYSTEMS
+        if not is_near or offset + nbytes > status.st_size or not _is_cached(descriptor, offset, nbytes):
+            return None
+        # Private and writable, though nobody writes: kernels are compiled for arrays that may be written.
+        mapping = mmap.mmap(
+            descriptor,
+            before + nbytes,
+            flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=offset - before,
+        )
+    return Lent(
+        data=memoryview(mapping)[before:],
+        load=partial(_load, url, mapping, nbytes),
+        confirm=partial(_confirm, url, version),
+    )
+
+
+def _load(url: str, mapping: mmap.mmap, nbytes: int) -> None:
+    with translated(url, "read"):
+        try:
+            mapping.madvise(_MADV_POPULATE_READ)
+        except OSError as error:
+            if error.errno == errno.EFAULT:  # what would be a SIGBUS
+                raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+            if error.errno != errno.EINVAL:  # that is an older kernel: pages come when they are touched
+                raise
+    count_traffic(read_bytes=nbytes)
+
+
+def _confirm(url: str, version: str) -> None:
+    with translated(url, "read"):
+        check_version(url, os.stat(url), version)  # noqa: PTH116
+
+
+def _is_cached(descriptor: int, offset: int, nbytes: int) -> bool:
+    """Whether most of a range can be had without waiting for a disk; the rest of it is asked for then.
+
+    A range that is not there arrives faster by reading, which reads ahead. One byte of every mebibyte tells.
+    """
+    nowait, byte = getattr(os, "RWF_NOWAIT", 0), bytearray(1)
+    if not nowait:
+        return False
+    places = range(offset, offset + nbytes, _LOOK_EVERY_BYTES)
+    missing = sum(not _can_read(descriptor, byte, place, nowait) for place in places)
+    if missing > len(places) // 4:
+        return False
+    if missing:
+        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+    return True
+
+
+def _can_read(descriptor: int, byte: bytearray, place: int, flags: int) -> bool:
+    try:
+        return os.preadv(descriptor, [byte], place, flags) == 1
+    except OSError:  # EAGAIN; or the file system cannot say
+        return False
+
+
+@cache
+def _file_system(device: int) -> str:
+    """The type of the file system with this number, "" where unknown."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if left.split()[2:3] == [wanted]:
+            return right.split()[0]
+    return ""

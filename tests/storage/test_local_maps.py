@@ -1,0 +1,90 @@
+"""What the page cache holds is lent where it lies; everything else is read, and says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from memory_probe import forget
+
+from raymerge.errors import ChangedError, TransientStorageError
+from raymerge.storage import local_maps, store_for, traffic
+from raymerge.storage.local_files import file_version
+
+MIB = 1 << 20
+DATA = os.urandom(MIB) * 5 + os.urandom(4096 + 24)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file in the page cache; its pages are clean, so that they can be dropped."""
+    found = tmp_path / "model.safetensors"
+    with found.open("wb") as file:
+        file.write(DATA)
+        os.fsync(file.fileno())
+    return found
+
+
+def lend(path: Path, offset: int, nbytes: int):
+    return store_for(str(path)).lend(str(path), offset=offset, nbytes=nbytes, version=file_version(path.stat()))
+
+
+@pytest.mark.parametrize("offset", [0, 8, 4096, MIB - 8, len(DATA) - MIB])
+def test_lent_bytes_are_those_of_the_file(path, offset):
+    before = traffic().read_bytes
+    lent = lend(path, offset, MIB)
+    assert traffic().read_bytes == before
+    lent.load()
+    lent.confirm()
+    assert lent.data == DATA[offset : offset + MIB]
+    assert traffic().read_bytes - before == MIB
+
+
+def test_writing_to_them_does_not_reach_the_file(path):
+    lend(path, 0, MIB).data[:8] = b"scribble"
+    assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, MIB - 1), (4, MIB), (len(DATA) - MIB, MIB + 8)])
+def test_little_crooked_and_missing_bytes_are_not_lent(path, offset, nbytes):
+    assert lend(path, offset, nbytes) is None
+
+
+def test_what_is_not_in_memory_is_not_lent(path):
+    forget(path)
+    assert lend(path, 0, 4 * MIB) is None
+
+
+def test_where_little_of_it_is_missing_it_is_lent_whole(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 2 * MIB, MIB, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    lent = lend(path, 0, 4 * MIB)
+    lent.load()
+    assert lent.data == DATA[: 4 * MIB]
+
+
+def test_a_file_system_that_may_lose_its_pages_lends_none(path, monkeypatch):
+    assert lend(path, 0, MIB) is not None
+    monkeypatch.setattr(local_maps, "_file_system", lambda _device: "nfs4")
+    assert lend(path, 0, MIB) is None
+
+
+def test_a_changed_file_is_an_error_before_and_after(path):
+    version = file_version(path.stat())
+    lent = lend(path, 0, MIB)
+    time.sleep(0.02)
+    path.write_bytes(DATA[::-1])
+    with pytest.raises(ChangedError, match="changed since planning"):
+        lent.confirm()
+    with pytest.raises(ChangedError, match="changed since planning"):
+        store_for(str(path)).lend(str(path), offset=0, nbytes=MIB, version=version)
+
+
+def test_a_file_that_is_cut_short_is_an_error_where_its_bytes_are_brought_in(path):
+    lent = lend(path, 0, 4 * MIB)
+    os.truncate(path, MIB)
+    with pytest.raises(TransientStorageError, match="cannot read it"):
+        lent.load()
