@@ -112,16 +112,13 @@ class _Held:
             lent.confirm()
 
     def give_back(self, account: Account) -> None:
-        buffers, lent = self.buffers, self.lent
-        self.buffers, self.lent = [], {}
-        while buffers:
-            buffer = buffers.pop()
-            if len(buffers) in lent:
-                nbytes = len(buffer)
-                del buffer, lent[len(buffers)]  # the last of these: the bytes are gone before others take their room
-                account.give_elsewhere(nbytes)
+        for position, buffer in enumerate(self.buffers):
+            if position in self.lent:
+                self.lent[position].release()
+                account.give_elsewhere(len(buffer))
             else:
                 account.give(buffer)
+        self.buffers, self.lent = [], {}
 
     def raw(self, ref: TensorRef) -> Any:
         position, start = self.batch.places[ref.key]
@@ -211,7 +208,7 @@ class _Run:
     def _takes_batch(self, batch: Batch, flying: Sequence[Future[_Merged] | Copy]) -> bool:
         if self._near and self._account.in_use_bytes() > _ENOUGH_AHEAD_BYTES:
             unmerged = sum(isinstance(each, Future) and not each.done() for each in flying)
-            if unmerged > self._options.memory.threads:
+            if unmerged > self._options.memory.threads + 2:
                 return False
         return self._account.try_acquire(batch.held_bytes)
 
@@ -274,19 +271,18 @@ class _Run:
         return _Merged(data, job, crc32(data), nonfinite)
 
     def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
-        """Wait for something to be done, and write what has its turn."""
-        if isinstance(flying[0], Future):
-            wait([each for each in flying if isinstance(each, Future) and not each.done()], return_when=FIRST_COMPLETED)
-        while flying:
-            first = flying[0]
-            if isinstance(first, Copy):
-                for each in first.ranges:
-                    self._writer.copy(each)
-            elif first.done():
-                self._write_merged(first.result(), nonfinite)
-            else:
-                return
+        """Wait for something to be done, and write what has its turn: one tensor, so that others begin meanwhile."""
+        first = flying[0]
+        if isinstance(first, Copy):
+            for each in first.ranges:
+                self._writer.copy(each)
             flying.popleft()
+            return
+        if not first.done():
+            wait([each for each in flying if isinstance(each, Future) and not each.done()], return_when=FIRST_COMPLETED)
+        if first.done():
+            flying.popleft()
+            self._write_merged(first.result(), nonfinite)
 
     def _write_merged(self, merged: _Merged, nonfinite: dict[str, int]) -> None:
         with self.watch.timing("write"):

@@ -47,15 +47,16 @@ class CopyRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lent:
-    """Bytes that are used where they lie: nobody may write to `data`, and all views of it are dropped after use.
+    """Bytes that are used where they lie: nobody may write to `data`.
 
-    They count as this process's memory from `load` on, which brings them all in, or raises StorageError. `confirm`
-    raises ChangedError where they may have changed since they were lent; ask it once they are used.
+    `load` brings them all in, or raises StorageError; from then until `release` they count as this process's memory.
+    `confirm` raises ChangedError where they may have changed since they were lent; ask it once they are used.
     """
 
     data: memoryview
     load: Callable[[], None]
     confirm: Callable[[], None]
+    release: Callable[[], None]
 
 
 class ObjectWriter(ABC):

@@ -11,6 +11,8 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+
 BUFFER_BYTES = 16 << 20
 BUFFER_COUNT = 2  # one fills while the other is on its way to the disk
 _ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
@@ -54,7 +56,8 @@ class DirectAppender:
         while done < len(view):
             room = self.room()
             count = min(len(room), len(view) - done)
-            room[:count] = view[done : done + count]
+            # numpy lets other threads run meanwhile, a memoryview does not
+            np.copyto(np.frombuffer(room[:count], np.uint8), np.frombuffer(view[done : done + count], np.uint8))
             self.advance(count)
             done += count
 

@@ -1,4 +1,7 @@
-"""Two system calls that the standard library lacks; where they are missing nothing happens, only more slowly."""
+"""System calls that the standard library lacks, or makes while it lets no other thread run.
+
+Where they are missing nothing happens, only more slowly.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 _SYNC_FILE_RANGE_WRITE = 2
+_MADV_DONTNEED = 4
+_MADV_POPULATE_READ = 22  # since Linux 5.14
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
 
@@ -20,6 +25,7 @@ def _library() -> Any:
     library = ctypes.CDLL(None, use_errno=True)
     for name, arguments in (
         ("fallocate", [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]),
+        ("madvise", [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]),
         ("sync_file_range", [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]),
     ):
         if not hasattr(library, name):
@@ -50,3 +56,22 @@ def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
     library = _library()
     if library is not None:
         library.sync_file_range(descriptor, offset, nbytes, _SYNC_FILE_RANGE_WRITE)  # a hint: fsync reports errors
+
+
+def bring_in(address: int, nbytes: int) -> None:
+    """Have a map's pages present. Raises OSError (EIO) where one cannot be, which touching it would not survive."""
+    library = _library()
+    while library is not None and library.madvise(address, nbytes, _MADV_POPULATE_READ) != 0:
+        number = ctypes.get_errno()
+        if number in _UNSUPPORTED:
+            return
+        if number != errno.EINTR:
+            number = errno.EIO if number == errno.EFAULT else number
+            raise OSError(number, os.strerror(number))
+
+
+def let_go(address: int, nbytes: int) -> None:
+    """The pages of a map no longer count as this process's memory; touched again, they come back from the file."""
+    library = _library()
+    if library is not None:
+        library.madvise(address, nbytes, _MADV_DONTNEED)

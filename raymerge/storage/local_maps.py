@@ -6,13 +6,14 @@ instead of 6.5; the difference is what copying the bytes and clearing the buffer
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import mmap
 import os
 from functools import cache, partial
 from pathlib import Path
 
 from raymerge.storage.base import Lent
+from raymerge.storage.linux import bring_in, let_go
 from raymerge.storage.local_files import check_version, open_file, translated
 from raymerge.storage.traffic import count as count_traffic
 
@@ -21,7 +22,6 @@ _NEAR_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", 
 _LEAST_BYTES = 1 << 20  # less is copied faster than it is mapped
 _LOOK_EVERY_BYTES = 1 << 20
 _ALIGNED_BYTES = 8  # the widest element
-_MADV_POPULATE_READ = 22  # of Linux 5.14, unknown to Python's mmap
 
 
 def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
@@ -46,22 +46,18 @@ def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
             offset=offset - before,
         )
+    start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return Lent(
         data=memoryview(mapping)[before:],
-        load=partial(_load, url, mapping, nbytes),
+        load=partial(_load, url, start, before, nbytes),
         confirm=partial(_confirm, url, version),
+        release=partial(let_go, start, before + nbytes),
     )
 
 
-def _load(url: str, mapping: mmap.mmap, nbytes: int) -> None:
+def _load(url: str, start: int, before: int, nbytes: int) -> None:
     with translated(url, "read"):
-        try:
-            mapping.madvise(_MADV_POPULATE_READ)
-        except OSError as error:
-            if error.errno == errno.EFAULT:  # what would be a SIGBUS
-                raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-            if error.errno != errno.EINVAL:  # that is an older kernel: pages come when they are touched
-                raise
+        bring_in(start, before + nbytes)
     count_traffic(read_bytes=nbytes)
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from memory_probe import forget
+from memory_probe import forget, status_bytes
 
 from raymerge.errors import ChangedError, TransientStorageError
 from raymerge.storage import local_maps, store_for, traffic
@@ -88,3 +88,12 @@ def test_a_file_that_is_cut_short_is_an_error_where_its_bytes_are_brought_in(pat
     os.truncate(path, MIB)
     with pytest.raises(TransientStorageError, match="cannot read it"):
         lent.load()
+
+
+def test_released_bytes_no_longer_count_as_memory(path):
+    lent = lend(path, 0, 4 * MIB)
+    before = status_bytes("RssFile")
+    lent.load()
+    assert status_bytes("RssFile") - before > 3.5 * MIB
+    lent.release()
+    assert status_bytes("RssFile") - before < MIB
