@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # What lies in memory ready or nearly so, beyond what is being merged, when everything is on a disk: enough that nobody
-# waits, and no more, since a fresh page costs more than the bytes that are copied to it.
+# waits while a tensor is written, and no more, since a fresh page costs more than the bytes that are copied to it.
 _ENOUGH_AHEAD_BYTES = 64 << 20
+_ENOUGH_AHEAD = 2  # tensors
 
 # Readers beside the merging threads: enough that the next tensors arrive while these merge. From a disk that is a
 # matter of copying; an object store takes 20 to 200 ms for an answer and gives one connection some 100 MB/s.
@@ -208,7 +209,7 @@ class _Run:
     def _takes_batch(self, batch: Batch, flying: Sequence[Future[_Merged] | Copy]) -> bool:
         if self._near and self._account.in_use_bytes() > _ENOUGH_AHEAD_BYTES:
             unmerged = sum(isinstance(each, Future) and not each.done() for each in flying)
-            if unmerged > self._options.memory.threads + 2:
+            if unmerged > self._options.memory.threads + _ENOUGH_AHEAD:
                 return False
         return self._account.try_acquire(batch.held_bytes)
 
