@@ -11,8 +11,6 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-
 BUFFER_BYTES = 16 << 20
 BUFFER_COUNT = 2  # one fills while the other is on its way to the disk
 _ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
@@ -52,6 +50,8 @@ class DirectAppender:
             self._wait(self._current)
 
     def append(self, view: memoryview) -> None:
+        import numpy as np  # not needed before there is something to write
+
         done = 0
         while done < len(view):
             room = self.room()
