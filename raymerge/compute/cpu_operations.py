@@ -223,7 +223,7 @@ class CpuOperations(Operations):
         return out[:, 0], out[:, 1]
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
-        return dropped ^ 1 if kept is None else kept & ~dropped
+        return kept & ~dropped
 
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
         return rank_limits(density, epsilon, row_length)
@@ -315,10 +315,13 @@ def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]
 
 def _masks(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64]]:
     """What kernels take for masks: see kernels.py."""
-    limits, draws = np.zeros(len(masks)), np.zeros((len(masks), 4), np.uint64)
+    limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
+    limits[:, 1] = np.nan
     for i, mask in enumerate(masks):
         if isinstance(mask, Limit):
-            limits[i] = _least_kept(mask, dtype.itemsize)
+            limits[i, 0] = _least_kept(mask.threshold, mask.inclusive, dtype.itemsize)
+            if mask.below is not None:
+                limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
     return _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks]), limits, draws
@@ -338,17 +341,17 @@ def _floats(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=256)
-def _least_kept(limit: Limit, itemsize: int) -> float:
+def _least_kept(threshold: float, inclusive: bool, itemsize: int) -> float:
     """The least float64 |x - base| that a limit keeps: the least that rounds to a kept value of the blocks' type.
 
     The difference of two float32 values, rounded to float64 first, rounds to the same float32.
     """
     with np.errstate(all="ignore"):
         if itemsize == 8:
-            return limit.threshold if limit.inclusive else float(np.nextafter(limit.threshold, np.inf))
+            return threshold if inclusive else float(np.nextafter(threshold, np.inf))
         infinity = np.float32(np.inf)
-        least = np.float32(limit.threshold)
-        if not limit.inclusive:
+        least = np.float32(threshold)
+        if not inclusive:
             least = np.nextafter(least, infinity)
         if least == 0:
             return 0.0

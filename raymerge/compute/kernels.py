@@ -2,8 +2,9 @@
 
 Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on the way. Kernels over several inputs take
 `inputs`, a pair of arrays: the address of each, and whether it holds codes; so one compilation serves any number.
-`masks` is a triple: the address of each mask that is written out (else 0), the least |x - base| that is kept, and a row
-(whether it is drawn, key, first element, limit) for masks of random bits. They work through tiles that stay in the
+`masks` is a triple: the address of each mask that is written out (else 0); the least |x - base| that is kept and the
+least above it that is not (NaN where there is none); and a row (whether it is drawn, key, first element, limit) for
+masks of random bits. They work through tiles that stay in the
 first-level cache: the loop over inputs outside, elements inside, which the compiler turns into vector code. (Indexing
 inputs inside the element loop ran 10 times slower.)
 """
@@ -88,9 +89,20 @@ def fill_terms(
 
 
 @jit
-def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limit: Any, coefficient: Any) -> None:
+def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limits: Any, coefficient: Any) -> None:
     m = terms.size
-    if has_base and limit > 0.0:
+    limit, end = limits[0], limits[1]
+    if has_base and not np.isnan(end):
+        for j in range(m):
+            d = np.float64(element(x, j)) - base[j]
+            a = abs(d)
+            terms[j] = 0.0 if a < limit or not (a < end) else coefficient * d
+    elif not np.isnan(end):
+        for j in range(m):
+            value = np.float64(element(x, j))
+            a = abs(value)
+            terms[j] = 0.0 if a < limit or not (a < end) else coefficient * value
+    elif has_base and limit > 0.0:
         for j in range(m):
             d = np.float64(element(x, j)) - base[j]
             terms[j] = 0.0 if abs(d) < limit else coefficient * d

@@ -29,11 +29,13 @@ WEIGHT_ROUNDING = (
 class Limit:
     """A mask that need not be written out: keeps |x - base| above the threshold, or equal to it if `inclusive`.
 
-    The threshold is finite. For arguments named `mask` or `masks` beside the x and the base that are meant.
+    Of these it keeps only what `below`, another one, does not. NaN lies above every threshold. Thresholds are finite.
+    For arguments named `mask` or `masks` beside the x and the base that are meant.
     """
 
     threshold: float
     inclusive: bool
+    below: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,11 @@ class Operations(ABC):
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
         """What `kept` keeps and `dropped` does not, both written out."""
+
+    def write_mask(self, mask: Limit, x: Array, base: Array | None) -> Mask:
+        """What a limit keeps of the block, written out."""
+        written = self.top_mask(x, base, mask.threshold, len(x) if mask.inclusive else 0)
+        return written if mask.below is None else self.mask_difference(written, self.write_mask(mask.below, x, base))
 
     @abstractmethod
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:

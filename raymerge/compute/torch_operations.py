@@ -150,7 +150,7 @@ class TorchOperations(Operations):
         return sums
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
-        return dropped ^ 1 if kept is None else kept & ~dropped
+        return kept & ~dropped
 
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
         ordered = rank_limits(density, epsilon, row_length) ^ np.uint64(_SIGN)
@@ -243,9 +243,13 @@ def _term(x: Array, base: Array | None, mask: Mask, coefficient: float) -> Array
     term = float(coefficient) * (x.double() if base is None else x.double() - base.double())
     if isinstance(mask, Limit):
         magnitude = _magnitudes(x, base)
-        dropped = magnitude < mask.threshold if mask.inclusive else magnitude <= mask.threshold
-        return torch.where(dropped, 0.0, term)
+        dropped = _lies_under(magnitude, mask)
+        return torch.where(dropped if mask.below is None else dropped | ~_lies_under(magnitude, mask.below), 0.0, term)
     return term if mask is None else torch.where(mask != 0, term, 0.0)
+
+
+def _lies_under(magnitude: Array, limit: Limit) -> Array:
+    return magnitude < limit.threshold if limit.inclusive else magnitude <= limit.threshold
 
 
 def _sides(terms: Sequence[Array], gains: Sequence[float] | None = None) -> tuple[Array, Array]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 
-from raymerge.compute.operations import Mask
+from raymerge.compute.operations import Limit, Mask
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import OpenBlocks, Pair, Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
@@ -115,8 +116,13 @@ def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
     inner, outer = TopKeeper(dropped), TopKeeper(kept) if kept else None
 
     def keep(block: Block, i: int) -> Mask:
-        within = outer.mask(block.operations, block.x[i], block.base) if outer else None
-        return block.operations.mask_difference(within, inner.mask(block.operations, block.x[i], block.base))
+        operations, place = block.operations, (block.x[i], block.base)
+        within = outer.keep(operations, *place) if outer else Limit(threshold=0.0, inclusive=True)
+        without = inner.keep(operations, *place)
+        if isinstance(within, Limit) and isinstance(without, Limit):
+            return replace(within, below=without)
+        written = [operations.write_mask(e, *place) if isinstance(e, Limit) else e for e in (within, without)]
+        return operations.mask_difference(*written)
 
     return keep
 

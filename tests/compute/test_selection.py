@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,26 @@ def test_a_limit_keeps_what_its_mask_keeps(bits: np.ndarray, place: int, off: in
     limit = Limit(threshold=float(threshold), inclusive=inclusive)
     kept = [operations.masked_sum([x], base, [each], [1.0]) for each in (mask, limit)]
     assert kept[0].tobytes() == kept[1].tobytes()
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+@pytest.mark.parametrize("has_base", [True, False])
+@pytest.mark.parametrize(("lower", "upper"), [(None, True), (True, True), (True, False), (False, True), (False, False)])
+def test_a_band_keeps_what_its_mask_keeps(device: str, has_base: bool, lower: bool | None, upper: bool) -> None:
+    """Magnitudes on a grid, so that some lie on both ends; NaN lies above them, zero below."""
+    operations = open_operations(device)
+    values = np.random.default_rng(5).integers(-40, 40, (2, 3000)).astype(np.float32) / 8
+    values[:, ::97], values[:, 1::97] = np.nan, np.inf
+    x, base = (operations.decode(each.tobytes(), DType.F32) for each in values)
+    base = base if has_base else None
+    inner = Limit(threshold=3.0, inclusive=upper)
+    outer = Limit(threshold=0.0, inclusive=True) if lower is None else Limit(threshold=1.0, inclusive=lower)
+    band = replace(outer, below=inner)
+    mask = operations.write_mask(band, x, base)
+    kept = [np.asarray(operations.masked_sum([x], base, [each], [1.0])) for each in (mask, band)]
+    assert kept[0].tobytes() == kept[1].tobytes()
+    with np.errstate(all="ignore"):
+        magnitude = np.abs(values[0] - values[1]) if has_base else np.abs(values[0])
+        inside = (magnitude >= outer.threshold) if outer.inclusive else (magnitude > outer.threshold)
+        expected = inside & ((magnitude < 3) if upper else (magnitude <= 3))
+    np.testing.assert_array_equal(np.asarray(mask) != 0, expected)
