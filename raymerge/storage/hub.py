@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import NotFoundError, Problem, StorageError
 from raymerge.storage import hub_cache
-from raymerge.storage.base import ObjectInfo, ObjectWriter, Store
+from raymerge.storage.base import Lent, ObjectInfo, ObjectWriter, Store
 from raymerge.storage.http import fill, redirect_target, retry_after_seconds, send, send_within_host
 from raymerge.storage.hub_api import (
     HUB_PATIENCE,
@@ -126,12 +126,18 @@ class HubStore(Store):
             lambda: _read_whole(place, url, max_bytes), url=url, limiter=_read_limiter.get(), patience=HUB_PATIENCE
         )
 
+    def lend(self, url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
+        place = _pinned(url)
+        local = hub_cache.cached_file(place.repo, place.revision, place.name)
+        if local is None or not _is_content(local, version):
+            return None
+        return LocalStore().lend(str(local), offset=offset, nbytes=nbytes, version="")
+
     def read_into(self, url: str, buffer: Buffer, *, offset: int, version: str) -> None:
         place = _pinned(url)
         pinned = hub_url(place.repo, place.revision, place.name)
         local = hub_cache.cached_file(place.repo, place.revision, place.name)
-        # Where the cache holds copies instead of links, the commit in the path vouches for the content.
-        if local is not None and (not version or hub_cache.content_hash(local) in ("", version)):
+        if local is not None and _is_content(local, version):
             LocalStore().read_into(str(local), buffer, offset=offset, version="")
             return
         _refuse_offline(url)
@@ -244,6 +250,14 @@ def _read_whole(place: HubPlace, url: str, max_bytes: int) -> bytes:
     fill(answer, memoryview(buffer), threading.Event(), url)
     answer.release_conn()
     return bytes(buffer)
+
+
+def _is_content(cached: Path, version: str) -> bool:
+    """Whether a file of the cache is the planned one.
+
+    Where the cache holds copies instead of links, the commit in the path vouches for the content.
+    """
+    return not version or hub_cache.content_hash(cached) in ("", version)
 
 
 def _read_range(url: str, view: memoryview, start: int, stop: threading.Event, version: str) -> None:

@@ -192,6 +192,21 @@ def test_a_cached_commit_needs_no_request(hub: HubServer):
     assert hub.requests == []
 
 
+def test_a_cached_file_is_lent_where_it_is_the_planned_one(hub: HubServer):
+    hub.add_model("org/name", FILES)
+    url = join_url(resolve_model("org/name").url, "model.safetensors")
+    version = store_for(url).info(url).version
+    nbytes = 1 << 20
+    assert store_for(url).lend(url, offset=8, nbytes=nbytes, version=version) is None
+    hub.fill_cache("org/name")
+    lent = store_for(url).lend(url, offset=8, nbytes=nbytes, version=version)
+    assert lent is not None
+    lent.load()
+    lent.confirm()
+    assert lent.data == WEIGHTS[8 : 8 + nbytes]
+    assert store_for(url).lend(url, offset=8, nbytes=nbytes, version="0" * 64) is None
+
+
 def test_a_branch_is_looked_up_and_its_cached_files_are_used(hub: HubServer):
     hub.add_model("org/name", FILES)
     hub.fill_cache("org/name", names=("config.json", "model.safetensors"))
