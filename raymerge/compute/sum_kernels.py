@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, jit  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import aligned, carray, element, jit, pointer  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
-from raymerge.compute.kernels import ROW, TILE, fill_terms, keep_set, widen
+from raymerge.compute.kernels import CODES, ROW, TILE, fill_terms, keep_set, widen
 from raymerge.compute.sums import LANES
 
 
@@ -23,21 +23,37 @@ def chunk_gram(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk:
     deltas = aligned(count * ROW, np.float64).reshape(count, ROW)
     b = aligned(TILE, np.float64)
     lanes = aligned(count * count * LANES, np.float64).reshape(count, count, LANES)
+    addresses, packed = inputs
+    is_plain = count == 2 and not has_base and packed.all()
     for i in range(out.shape[0]):
         lanes[:] = 0.0
         last = min(n, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
+            if is_plain:  # the deltas are what the codes say: they need not be written down
+                first = carray(pointer(addresses[0], CODES), (start + m,))[start:]
+                second = carray(pointer(addresses[1], CODES), (start + m,))[start:]
+                _add_products_of_two(lanes[0, 0], lanes[1, 0], lanes[1, 1], first, second)
+                continue
             if has_base:
                 widen(base[start : start + m], b[:m])
             for k in range(count):
                 fill_terms(deltas[k, :m], inputs, masks, k, 1.0, b[:m], has_base, start, like)
-            for k in range(count):
-                for other in range(k + 1):
-                    _add_products(lanes[k, other], deltas[k, :m], deltas[other, :m])
+            _add_gram(lanes, deltas, m)
         for k in range(count):
             for other in range(k + 1):
                 out[i, k, other] = out[i, other, k] = _add_lanes(lanes[k, other])
+
+
+@jit
+def _add_gram(lanes: Any, deltas: Any, m: Any) -> None:
+    count = deltas.shape[0]
+    if count == 2:
+        _add_products_of_two(lanes[0, 0], lanes[1, 0], lanes[1, 1], deltas[0, :m], deltas[1, :m])
+        return
+    for k in range(count):
+        for other in range(k + 1):
+            _add_products(lanes[k, other], deltas[k, :m], deltas[other, :m])
 
 
 @jit
@@ -120,6 +136,24 @@ def _add_products(lanes: Any, a: Any, b: Any) -> None:
     for s in range(four, n, LANES):
         for j in range(min(LANES, n - s)):
             lanes[j] += a[s + j] * b[s + j]
+
+
+@jit
+def _add_products_of_two(first: Any, mixed: Any, second: Any, a: Any, b: Any) -> None:
+    """Add a[j]^2, a[j] b[j] and b[j]^2 to lane j % 64 of each, as _add_products does."""
+    n = a.size
+    whole = n // LANES * LANES
+    for s in range(0, whole, LANES):
+        for j in range(LANES):
+            x, y = np.float64(element(a, s + j)), np.float64(element(b, s + j))
+            first[j] += x * x
+            mixed[j] += y * x
+            second[j] += y * y
+    for j in range(n - whole):
+        x, y = np.float64(element(a, whole + j)), np.float64(element(b, whole + j))
+        first[j] += x * x
+        mixed[j] += y * x
+        second[j] += y * y
 
 
 @jit

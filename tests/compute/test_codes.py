@@ -55,6 +55,8 @@ OPERATIONS: dict[str, Callable[[Operations, list[Any], Any], Any]] = {
     "top mask": lambda o, x, b: o.top_mask(x[0], b, 0.01, 2000),
     "count equal": lambda o, x, b: o.count_equal(x[0], b, 0.0078125),
     "index after equals": lambda o, x, b: o.index_after_equals(x[0], x[0], 0.0, 5),
+    "Gram matrix of two": lambda o, x, b: o.chunk_gram(x[:2], None, 1000),
+    "Gram matrix of two changes": lambda o, x, b: o.chunk_gram(x[:2], b, 1000),
     "Gram matrix": lambda o, x, b: o.chunk_gram(x, b, 1000),
     "sums": lambda o, x, b: o.chunk_sums(x[0], b, LIMIT, chunk=1000),
     "sums of squares": lambda o, x, b: o.chunk_sums(x[0], None, *drawn(o, 1), squared=True, chunk=1000),

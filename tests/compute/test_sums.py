@@ -57,5 +57,31 @@ def test_chunk_sums_are_right(device: str, n: int, chunk: int) -> None:
     assert np.array_equal(gram[:, 0, 1], gram[:, 1, 0])
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("has_base", [False, True])
+@pytest.mark.parametrize(("n", "chunk"), [(1, 64), (63, 64), (5000, 64), (5000, 1000), (5000, CHUNK_ELEMENTS)])
+def test_gram_matrices_are_added_in_one_order(count: int, has_base: bool, n: int, chunk: int) -> None:
+    """Lane by lane in element order, then the lanes pairwise: the same bits on every device."""
+    values = np.random.default_rng(1).normal(size=(count + 1, n)).astype(np.float32)
+    found = []
+    for device in ("cpu", "torch:cpu"):
+        operations = open_operations(device)
+        *x, base = (operations.decode(bytearray(each.tobytes()), _F32) for each in values)
+        found.append(np.asarray(operations.chunk_gram(x, base if has_base else None, chunk)))
+    d = values[:-1].astype(np.float64) - (values[-1] if has_base else 0)
+    expected = np.empty_like(found[0])
+    for i, part in enumerate(np.split(d, range(chunk, n, chunk), axis=1)):
+        padded = np.pad(part, ((0, 0), (0, -part.shape[1] % 64))).reshape(count, -1, 64)
+        for k, other in np.ndindex(count, count):
+            lanes = np.zeros(64)
+            for a, b in zip(padded[k], padded[other], strict=True):
+                lanes += a * b
+            while len(lanes) > 1:
+                lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+            expected[i, k, other] = lanes[0]
+    assert found[0].tobytes() == expected.tobytes()
+    assert found[1].tobytes() == expected.tobytes()
+
+
 def _chunks(values: np.ndarray, chunk: int) -> list[np.ndarray]:
     return np.split(values, range(chunk, values.size, chunk))
