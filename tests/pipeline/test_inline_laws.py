@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import read_tensors, write_deepseek, write_llama
 from merges import folder_digest, kill_when, start_merge, two_tune_recipe
+from page_cache import need_lending
 
 import raymerge
 from raymerge.errors import ChangedError, ExecutionError, PlanError
@@ -226,6 +227,7 @@ def test_tensors_are_those_of_the_files_in_their_order(models: Path, tmp_path: P
 def test_bytes_that_are_lent_and_bytes_that_are_read_merge_alike(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need_lending(models / "base" / "config.json")
     config = two_tune_recipe(models, "ties")
     lent: list[int] = []
     lend = LocalStore.lend
@@ -246,6 +248,7 @@ def test_bytes_that_are_lent_and_bytes_that_are_read_merge_alike(
 def test_lent_bytes_that_change_under_a_merge_are_an_error(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need_lending(models / "base" / "config.json")
     lend = LocalStore.lend
 
     def changed() -> None:

@@ -9,9 +9,10 @@ import time
 
 import pytest
 from hub_server import TOKEN, HubServer
+from page_cache import need_lending
 
 from raymerge.errors import AccessError, ChangedError, NotFoundError, StorageError, TransientStorageError
-from raymerge.storage import join_url, store_for
+from raymerge.storage import hub_cache, join_url, store_for
 from raymerge.storage.hub import keep_input, resolve_model
 from raymerge.storage.process import _forget_all
 
@@ -193,12 +194,15 @@ def test_a_cached_commit_needs_no_request(hub: HubServer):
 
 
 def test_a_cached_file_is_lent_where_it_is_the_planned_one(hub: HubServer):
-    hub.add_model("org/name", FILES)
+    commit = hub.add_model("org/name", FILES)
     url = join_url(resolve_model("org/name").url, "model.safetensors")
     version = store_for(url).info(url).version
     nbytes = 1 << 20
     assert store_for(url).lend(url, offset=8, nbytes=nbytes, version=version) is None
     hub.fill_cache("org/name")
+    cached = hub_cache.cached_file("org/name", commit, "model.safetensors")
+    assert cached is not None
+    need_lending(cached)
     lent = store_for(url).lend(url, offset=8, nbytes=nbytes, version=version)
     assert lent is not None
     lent.load()

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from memory_probe import forget, status_bytes
+from memory_probe import status_bytes
+from page_cache import forget, need_lending
 
 from raymerge.errors import ChangedError, TransientStorageError
 from raymerge.storage import local_maps, store_for, traffic
@@ -24,6 +25,7 @@ def path(tmp_path: Path) -> Path:
     with found.open("wb") as file:
         file.write(DATA)
         os.fsync(file.fileno())
+    need_lending(found)
     return found
 
 
@@ -58,9 +60,7 @@ def test_what_is_not_in_memory_is_not_lent(path):
 
 
 def test_where_little_of_it_is_missing_it_is_lent_whole(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 2 * MIB, MIB, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
+    forget(path, 2 * MIB, MIB)
     lent = lend(path, 0, 4 * MIB)
     lent.load()
     assert lent.data == DATA[: 4 * MIB]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,6 +120,8 @@ def _run(case: Case, folder: Path | str, baseline: int) -> Measured:
     assert memory.total_bytes <= rules.budget_bytes
     task = ShardTask(file_name="out.safetensors", jobs=jobs, plan_digest="0" * 64, memory=memory)
     options = ShardOptions(out=str(folder), memory=rules)
+    from page_cache import forget
+
     peak = 0
     for _ in range(case.repeats):
         for noise in Path(folder).glob("*.noise") if case.cold else ():
@@ -203,12 +204,6 @@ def _write_noise(url: str, nbytes: int, code: str, *, seed: int) -> Any:
         for start in range(0, nbytes, len(block)):
             writer.write(block[: nbytes - start])
         return writer.commit()
-
-
-def forget(path: Path) -> None:
-    """Drop a file that is written out from the page cache."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def status_bytes(field: str) -> int:
