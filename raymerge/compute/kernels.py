@@ -4,9 +4,8 @@ Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on th
 `inputs`, a pair of arrays: the address of each, and whether it holds codes; so one compilation serves any number.
 `masks` is a triple: the address of each mask that is written out (else 0); the least |x - base| that is kept and the
 least above it that is not (NaN where there is none); and a row (whether it is drawn, key, first element, limit) for
-masks of random bits. They work through tiles that stay in the
-first-level cache: the loop over inputs outside, elements inside, which the compiler turns into vector code. (Indexing
-inputs inside the element loop ran 10 times slower.)
+masks of random bits. They work through tiles that stay in the first-level cache: the loop over inputs outside, elements
+inside, which the compiler turns into vector code. (Indexing inputs inside the element loop ran 10 times slower.)
 """
 # ruff: noqa: FURB136, PLR0917  max() would drop a NaN; compiled functions are called by position
 

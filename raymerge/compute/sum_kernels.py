@@ -18,7 +18,10 @@ from raymerge.compute.sums import LANES
 
 @jit
 def chunk_gram(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
-    """Store in out[i] the dot products of all x_k - base over the i-th chunk: 64 lanes, then those pairwise."""
+    """Store in out[i] the dot products of all x_k - base over the i-th chunk: 64 lanes, then those pairwise.
+
+    No mask may be set.
+    """
     count = out.shape[1]
     deltas = aligned(count * ROW, np.float64).reshape(count, ROW)
     b = aligned(TILE, np.float64)

@@ -38,14 +38,9 @@ def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
         is_near = _file_system(status.st_dev) in _NEAR_FILE_SYSTEMS
         if not is_near or offset + nbytes > status.st_size or not _is_cached(descriptor, offset, nbytes):
             return None
-        # Private and writable, though nobody writes: kernels are compiled for arrays that may be written.
-        mapping = mmap.mmap(
-            descriptor,
-            before + nbytes,
-            flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            offset=offset - before,
-        )
+        mapping = _map(descriptor, offset - before, before + nbytes)
+    if mapping is None:
+        return None
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return Lent(
         data=memoryview(mapping)[before:],
@@ -53,6 +48,15 @@ def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
         confirm=partial(_confirm, url, version),
         release=partial(let_go, start, before + nbytes),
     )
+
+
+def _map(descriptor: int, offset: int, nbytes: int) -> mmap.mmap | None:
+    """Private and writable, though nobody writes: kernels are compiled for arrays that may be written."""
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        return mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+    except (OSError, ValueError):  # no room for a map, or the file was cut short just now: reading it says so
+        return None
 
 
 def _load(url: str, start: int, before: int, nbytes: int) -> None:

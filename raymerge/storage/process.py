@@ -1,4 +1,7 @@
-"""State that belongs to one process: sockets, clients and threads, which neither a fork nor a pickle may carry."""
+"""State that belongs to one process: sockets, clients and threads, which neither a fork nor a pickle may carry.
+
+And the lock that keeps forks away from what cannot stand one.
+"""
 
 from __future__ import annotations
 

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
+
 from raymerge.merging.buffers import Account, drop_idle_buffers
 
 MIB = 1 << 20
 
 
-def test_what_is_used_elsewhere_takes_the_room_of_idle_buffers() -> None:
+@pytest.mark.parametrize(("elsewhere", "is_kept"), [(4, False), (2, False), (1, True), (0, True)])
+def test_an_idle_buffer_is_kept_where_there_is_room_beside_what_is_used_elsewhere(
+    elsewhere: int, is_kept: bool
+) -> None:
     drop_idle_buffers()
     account = Account(4 * MIB)
     assert account.try_acquire(3 * MIB)
-    first = account.take(3 * MIB)
-    account.give(first)
-    assert account.try_acquire(4 * MIB)
-    account.take_elsewhere(4 * MIB)
-    again = account.take(3 * MIB)
-    assert again is not first, "it lay idle where there was no room for it"
-    account.give_elsewhere(4 * MIB)
+    idle = account.take(3 * MIB)
+    account.give(idle)
+    assert account.try_acquire(elsewhere * MIB)
+    account.take_elsewhere(elsewhere * MIB)
+    account.give_elsewhere(elsewhere * MIB)
     assert account.in_use_bytes() == 0
-    del again
-    assert account.try_acquire(4 * MIB)
-
-
-def test_an_idle_buffer_is_used_again_where_there_is_room_beside_it() -> None:
-    drop_idle_buffers()
-    account = Account(4 * MIB)
-    assert account.try_acquire(2 * MIB)
-    first = account.take(2 * MIB)
-    account.give(first)
-    assert account.try_acquire(2 * MIB)
-    account.take_elsewhere(2 * MIB)
-    account.give_elsewhere(2 * MIB)
-    assert account.try_acquire(2 * MIB)
-    assert account.take(2 * MIB) is first
+    assert account.try_acquire(3 * MIB)
+    assert (account.take(3 * MIB) is idle) == is_kept

@@ -72,6 +72,15 @@ def test_a_file_system_that_may_lose_its_pages_lends_none(path, monkeypatch):
     assert lend(path, 0, MIB) is None
 
 
+@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), ValueError("length is greater than file")])
+def test_what_cannot_be_mapped_is_not_lent(path, monkeypatch, error):
+    def refuse(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    assert lend(path, 0, MIB) is None
+
+
 def test_a_changed_file_is_an_error_before_and_after(path):
     version = file_version(path.stat())
     lent = lend(path, 0, MIB)
