@@ -246,8 +246,9 @@ def _plain(value: Any) -> Any:
 
 def _compare(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
+        separator = "/" if path.startswith("files.") else "."
         for key in dict.fromkeys((*old, *new)):
-            yield from _compare(f"{path}.{key}" if path else key, old.get(key), new.get(key))
+            yield from _compare(f"{path}{separator}{key}" if path else key, old.get(key), new.get(key))
     elif isinstance(old, list) and isinstance(new, list) and _are_records(old) and _are_records(new):
         for index in range(max(len(old), len(new))):
             yield from _compare(f"{path}[{index}]", _at(old, index), _at(new, index))
@@ -271,7 +272,7 @@ def _at(value: Sequence[Any], index: int) -> Any:
 def _file_change(old: object, new: object) -> str:
     if old is None:
         return "is new"
-    return "is gone" if new is None else "has other content"
+    return "is gone" if new is None else "has changed"
 
 
 def _shown(value: object) -> str:

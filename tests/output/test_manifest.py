@@ -159,7 +159,7 @@ def test_every_kind_of_change_is_named():
         "models[2].parameters.weight[0].value 0.3 -> 0.5",
         "models[2].model b -> c",
         "models[3] not set -> d",
-        "a.model.safetensors has other content",
+        "a/model.safetensors has changed",
     }
 
 
@@ -189,6 +189,6 @@ def test_two_plans_of_one_folder_are_told_apart_by_what_the_user_wrote(tmp_path)
     write_llama(tmp_path / "b", layers=2, seed=1, intermediate=80)
     write_llama(tmp_path / "a", layers=2, seed=1, intermediate=80)
     assert changes(recipe) == (
-        f"{tmp_path}/a.model.safetensors has other content",
-        f"{tmp_path}/b.model.safetensors has other content",
+        f"{tmp_path}/a/model.safetensors has changed",
+        f"{tmp_path}/b/model.safetensors has changed",
     )

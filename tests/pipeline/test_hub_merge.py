@@ -91,7 +91,7 @@ def test_a_new_readme_upstream_voids_nothing_and_new_weights_are_refused(lab: Hu
     assert shards.items() <= before.items()
     write_llama(folder, seed=9, **SHAPE)
     lab.add_folder("lab/one", folder)
-    with pytest.raises(PlanError, match="other content"):
+    with pytest.raises(PlanError, match="has changed"):
         raymerge.merge(linear(), out, executor="inline", out_shard_size="2MB")
 
 
