@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Generator
+import threading
+from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymerge.errors import AccessError, ExecutionError, Problem, UsageError
@@ -24,6 +26,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _REQUEST_SECONDS = 30.0
 # A stream that has been silent for so long is left to ask how the job is: a connection may die without a word.
 _SILENCE_SECONDS = 10.0
+_CLOSING_SECONDS = 2.0  # a server that does not answer a goodbye is left without one
 _LOG_INTRODUCTION = ", last available logs"  # after it the server repeats the log, which has been shown
 _STATUS_CODE = re.compile(r"status code (\d{3})")
 
@@ -80,23 +83,16 @@ class RayJobs:
         )
 
     def log(self, job_id: str) -> Generator[str, None, None]:
-        chunks = self._client.tail_job_logs(job_id)
-        loop = asyncio.new_event_loop()
-        step: asyncio.Task[str | None] | None = None
-        try:
+        with _loop_of_its_own() as loop:
+            chunks = self._client.tail_job_logs(job_id)
             while True:
-                step = step or loop.create_task(_next(chunks))
-                loop.run_until_complete(asyncio.wait({step}, timeout=_SILENCE_SECONDS))
-                if not step.done():
+                step = asyncio.run_coroutine_threadsafe(_next(chunks), loop)
+                while not wait([step], timeout=_SILENCE_SECONDS).done:
                     yield ""
-                    continue
                 text = _call(step.result)
                 if text is None:
                     return
-                step = None
                 yield text
-        finally:
-            _close(loop, step, chunks)
 
     def _no_answer(self, reason: str) -> ExecutionError:
         return ExecutionError(
@@ -114,12 +110,27 @@ async def _next(chunks: AsyncIterator[str]) -> str | None:
     return None
 
 
-def _close(loop: asyncio.AbstractEventLoop, step: asyncio.Task[str | None] | None, chunks: Any) -> None:
-    if step is not None and not step.done():
+@contextlib.contextmanager
+def _loop_of_its_own() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in another thread: Ctrl-C, which is raised in the main one, cannot stop it between two states."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=_run, args=(loop,), name="job log", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=_CLOSING_SECONDS)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run until stopped, then close what is open. An error of closing says nothing about the job: it is dropped."""
+    loop.run_forever()
+    loop.set_exception_handler(lambda *_: None)
+    for step in asyncio.all_tasks(loop):
         step.cancel()
-        with contextlib.suppress(asyncio.CancelledError, UnreachableError):
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             loop.run_until_complete(step)
-    loop.run_until_complete(chunks.aclose())
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 

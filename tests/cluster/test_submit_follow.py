@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from jobs_server import JobsServer, start_jobs_server
 
@@ -145,6 +147,33 @@ def submit(server: JobsServer, folder: Path, *arguments: str) -> subprocess.Pope
     return subprocess.Popen(
         [*command, "--address", server.address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_an_interrupt_between_any_two_turns_of_the_loop_stays_an_interrupt(
+    server: JobsServer, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    async def chunks() -> AsyncIterator[str]:
+        loop = asyncio.get_running_loop()
+
+        def interrupt_after(more: int) -> None:
+            if more:
+                loop.call_soon(interrupt_after, more - 1)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        try:
+            loop.call_soon(interrupt_after, turns)
+            yield "first"
+            await asyncio.sleep(30)
+        finally:
+            raise aiohttp.ClientError("closing a connection that is no more")
+
+    jobs = RayJobs(server.address)
+    monkeypatch.setattr(jobs._client, "tail_job_logs", lambda _: chunks())
+    with pytest.raises(KeyboardInterrupt):
+        for _ in jobs.log(JOB):
+            pass
 
 
 def test_ctrl_c_detaches_and_attaching_shows_the_rest(server: JobsServer, tmp_path: Path) -> None:
