@@ -298,8 +298,9 @@ def test_concurrency_falls_when_the_store_throttles_and_rises_again(
 
     monkeypatch.setattr(transfer, "PART_BYTES", 256 << 10)  # 84 requests
     proxy.break_at_random(seed=0, rate=1.0, faults=("slow",))
-    proxy.slow_seconds = 0.02
+    proxy.slow_seconds = 0.2  # long enough for all of them to meet, however busy the machine is
     assert most_at_once() == 16
+    proxy.slow_seconds = 0.02
     proxy.capacity = 4
     deadline = time.monotonic() + 30
     while limiter.limit >= 6:
@@ -312,6 +313,7 @@ def test_concurrency_falls_when_the_store_throttles_and_rises_again(
     while limiter.limit < 16:
         most_at_once()
         assert time.monotonic() < deadline
+    proxy.slow_seconds = 0.2
     assert most_at_once() == 16
 
 
