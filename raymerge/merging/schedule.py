@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -46,8 +46,12 @@ class Batch:
     places: Mapping[tuple[str | int, ...], tuple[int, int]]
 
     @property
+    def read_bytes(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+    @property
     def held_bytes(self) -> int:
-        return sum(run.nbytes for run in self.runs) + sum(job.output.nbytes + step_bytes(job) for job in self.jobs)
+        return self.read_bytes + sum(job.output.nbytes + step_bytes(job) for job in self.jobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,36 @@ def schedule(jobs: Iterable[TensorJob], room: int, is_copied: Callable[[TensorJo
             yield from (Stream(job=job) for job in members)
         else:
             yield from _batches(members, room // _BATCHES_IN_ROOM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStart:
+    """A batch that begins once no more than `left` steps, itself included, have not begun."""
+
+    batch: Batch
+    left: int
+
+
+def early_start(steps: Sequence[Step], threads: int) -> EarlyStart | None:
+    """Which of the last steps would be merged alone while other threads are idle, and is to begin before them.
+
+    As soon as the rest can be shared by the other threads in the time that the largest takes; None where that is so in
+    file order, or where steps other than batches are among them.
+    """
+    total = largest_work = 0
+    largest: Batch | None = None
+    found: EarlyStart | None = None
+    for left, step in enumerate(reversed(steps), start=1):
+        if not isinstance(step, Batch):
+            break
+        total += step.held_bytes
+        if largest is None or step.held_bytes >= largest_work:
+            largest, largest_work = step, step.held_bytes
+        if total - largest_work > largest_work * (threads - 1):
+            break
+        if largest is not step:
+            found = EarlyStart(batch=largest, left=left)
+    return found
 
 
 def _chunks(ranges: Iterable[CopyRange]) -> Iterator[Chunk]:

@@ -33,6 +33,11 @@ def merge_held(
     `steps` are those of the inputs, opened; where not given, they are opened when they are needed.
     """
     scanner = Scanner(job, operations, block_elements, lambda _rows: held_windows(job, raw), steps=steps)
+    return merge_into(job, scanner, operations, out)
+
+
+def merge_into(job: TensorJob, scanner: Scanner, operations: Operations, out: Bytes) -> int:
+    """Merge what `scanner` reads into `out`; returns how many results are not finite."""
     width = job.output.dtype.bits // 8
     return merge_tensor(job, scanner, operations, lambda start, end: out[start * width : end * width])
 

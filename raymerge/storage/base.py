@@ -49,14 +49,15 @@ class CopyRange:
 class Lent:
     """Bytes that are used where they lie: nobody may write to `data`.
 
-    `load` brings them all in, or raises StorageError; from then until `release` they count as this process's memory.
+    `load(start, end)` brings a range of them in, or raises StorageError; until `release(start, end)` it counts as this
+    process's memory. Pages at its ends, which other ranges may share, are released with whichever holds their start.
     `confirm` raises ChangedError where they may have changed since they were lent; ask it once they are used.
     """
 
     data: memoryview
-    load: Callable[[], None]
+    load: Callable[[int, int], None]
     confirm: Callable[[], None]
-    release: Callable[[], None]
+    release: Callable[[int, int], None]
 
 
 class ObjectWriter(ABC):

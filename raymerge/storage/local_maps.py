@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -41,13 +42,30 @@ def lend(url: str, *, offset: int, nbytes: int, version: str) -> Lent | None:
         mapping = _map(descriptor, offset - before, before + nbytes)
     if mapping is None:
         return None
-    start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    return Lent(
-        data=memoryview(mapping)[before:],
-        load=partial(_load, url, start, before, nbytes),
-        confirm=partial(_confirm, url, version),
-        release=partial(let_go, start, before + nbytes),
-    )
+    pages = _Pages(url=url, address=ctypes.addressof(ctypes.c_char.from_buffer(mapping)), before=before)
+    confirm = partial(_confirm, url, version)
+    return Lent(data=memoryview(mapping)[before:], load=pages.load, confirm=confirm, release=pages.release)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pages:
+    """The pages of a map whose lent bytes begin at `before`."""
+
+    url: str
+    address: int
+    before: int
+    _counted: int = 0
+
+    def load(self, start: int, end: int) -> None:
+        first = _page(self.before + start)
+        with translated(self.url, "read"):
+            bring_in(self.address + first, self.before + end - first)
+        count_traffic(read_bytes=max(0, end - max(start, self._counted)))  # once, however often a range is loaded
+        self._counted = max(self._counted, end)
+
+    def release(self, start: int, end: int) -> None:
+        first, last = _page(self.before + start), _page(self.before + end)
+        let_go(self.address + first, last - first)
 
 
 def _map(descriptor: int, offset: int, nbytes: int) -> mmap.mmap | None:
@@ -59,10 +77,8 @@ def _map(descriptor: int, offset: int, nbytes: int) -> mmap.mmap | None:
         return None
 
 
-def _load(url: str, start: int, before: int, nbytes: int) -> None:
-    with translated(url, "read"):
-        bring_in(start, before + nbytes)
-    count_traffic(read_bytes=nbytes)
+def _page(offset: int) -> int:
+    return offset // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 def _confirm(url: str, version: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from page_cache import need_lending
 
 import raymerge
 from raymerge.errors import ChangedError, ExecutionError, PlanError
+from raymerge.merging import shard
 from raymerge.storage.local import LocalStore
 
 METHODS = ("ties", "dare_ties", "task_arithmetic", "della")
+MOST_LENT = 2_000_000  # less than two embeddings take
 
 
 def merge(config: Any, out: Path, **options: Any) -> raymerge.MergeResult:
@@ -51,8 +54,6 @@ def test_threads_blocks_and_memory_do_not_change_a_byte(
 
 
 def test_a_small_budget_really_streams(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raymerge.merging import shard
-
     seen = []
     original = shard._Run._stream
     monkeypatch.setattr(shard._Run, "_stream", lambda self, job: (seen.append(job.output.name), original(self, job))[1])
@@ -243,6 +244,65 @@ def test_bytes_that_are_lent_and_bytes_that_are_read_merge_alike(
     monkeypatch.setattr(LocalStore, "lend", lambda *_, **__: None)
     merge(config, tmp_path / "read")
     assert folder_digest(tmp_path / "lent") == folder_digest(tmp_path / "read")
+
+
+@pytest.mark.parametrize("method", [*METHODS, "slerp"])
+def test_large_tensors_are_lent_in_windows_and_merge_alike(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    need_lending(models / "base" / "config.json")
+    config = two_tune_recipe(models, method)
+    if method == "slerp":
+        config |= {"models": [{"model": f"{models}/base"}, {"model": f"{models}/a"}], "parameters": {"t": 0.3}}
+    merge(config, tmp_path / "whole")
+    monkeypatch.setattr("raymerge.merging.shard._LENT_WHOLE_BYTES", MOST_LENT)
+    monkeypatch.setattr("raymerge.planning.memory.BLOCK_ELEMENTS", 16384)
+    present: list[int] = [0]
+    loads: list[int] = []
+    lend = LocalStore.lend
+
+    def watched(self: LocalStore, url: str, **options: Any) -> Any:
+        found = lend(self, url, **options)
+
+        def load(start: int, end: int) -> None:
+            loads.append(end - start)
+            present.append(present[-1] + end - start)
+            found.load(start, end)
+
+        def release(start: int, end: int) -> None:
+            present.append(present[-1] - (end - start))
+            found.release(start, end)
+
+        return replace(found, load=load, release=release) if found else None
+
+    monkeypatch.setattr(LocalStore, "lend", watched)
+    merge(config, tmp_path / "windows", task_cpus=1)
+    assert folder_digest(tmp_path / "windows") == folder_digest(tmp_path / "whole")
+    assert len(loads) >= 8
+    assert max(present) <= MOST_LENT // 2
+    assert present[-1] == 0
+
+
+def test_a_last_large_tensor_begins_early_and_is_written_in_its_turn(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    merge_held = shard.merge_held
+
+    def watched(job: Any, *args: Any, **options: Any) -> int:
+        began.append(job.output.name)
+        time.sleep(0.01)
+        return merge_held(job, *args, **options)
+
+    monkeypatch.setattr(shard, "merge_held", watched)
+    config = two_tune_recipe(models)
+    merge(config, tmp_path / "one", task_cpus=1, out_shard_size="1GB")
+    in_order = list(began)
+    began.clear()
+    merge(config, tmp_path / "two", task_cpus=2, out_shard_size="1GB")
+    assert folder_digest(tmp_path / "one") == folder_digest(tmp_path / "two")
+    assert in_order[-1] == "lm_head.weight"
+    assert began.index("lm_head.weight") < len(began) - 3
 
 
 def test_lent_bytes_that_change_under_a_merge_are_an_error(

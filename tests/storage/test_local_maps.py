@@ -38,7 +38,7 @@ def test_lent_bytes_are_those_of_the_file(path, offset):
     before = traffic().read_bytes
     lent = lend(path, offset, MIB)
     assert traffic().read_bytes == before
-    lent.load()
+    lent.load(0, len(lent.data))
     lent.confirm()
     assert lent.data == DATA[offset : offset + MIB]
     assert traffic().read_bytes - before == MIB
@@ -62,7 +62,7 @@ def test_what_is_not_in_memory_is_not_lent(path):
 def test_where_little_of_it_is_missing_it_is_lent_whole(path):
     forget(path, 2 * MIB, MIB)
     lent = lend(path, 0, 4 * MIB)
-    lent.load()
+    lent.load(0, len(lent.data))
     assert lent.data == DATA[: 4 * MIB]
 
 
@@ -96,13 +96,13 @@ def test_a_file_that_is_cut_short_is_an_error_where_its_bytes_are_brought_in(pat
     lent = lend(path, 0, 4 * MIB)
     os.truncate(path, MIB)
     with pytest.raises(TransientStorageError, match="cannot read it"):
-        lent.load()
+        lent.load(0, len(lent.data))
 
 
 def test_released_bytes_no_longer_count_as_memory(path):
     lent = lend(path, 0, 4 * MIB)
     before = status_bytes("RssFile")
-    lent.load()
+    lent.load(0, len(lent.data))
     assert status_bytes("RssFile") - before > 3.5 * MIB
-    lent.release()
+    lent.release(0, len(lent.data))
     assert status_bytes("RssFile") - before < MIB

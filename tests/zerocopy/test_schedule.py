@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from s3_server import S3Server, s3_env
 import raymerge
 from raymerge.events import Event, RunStarted
 from raymerge.merging import schedule as schedules
-from raymerge.merging.schedule import Batch, Chunk, Copy, Stream, schedule
+from raymerge.merging.schedule import Batch, Chunk, Copy, EarlyStart, Stream, early_start, schedule
 from raymerge.planning.memory import CHUNK_BYTES, MOVED_BYTES, MemoryRules, held_bytes
 from raymerge.planning.nouns import Plan
 from raymerge.storage import store_for, traffic, transfer
@@ -92,6 +93,31 @@ def test_on_a_disk_every_job_is_a_batch_of_its_own() -> None:
     assert model.url.startswith("file://")
     steps = steps_of(plan)
     assert all(isinstance(step, Batch) and len(step.jobs) == 1 for step in steps)
+
+
+@pytest.mark.parametrize(("threads", "sizes", "first", "left"), [
+    (2, [4, 1, 1, 1, 1, 9], 5, 6),  # as soon as the others together take no longer
+    (2, [8, 8, 1, 1, 1, 4], 5, 4),
+    (3, [8, 8, 1, 1, 1, 4], 5, 4),
+    (2, [1, 1, 9, 1, 1], 2, 5),  # it need not be the last
+    (2, [9, 1, 1], None, 0), (2, [2, 2, 2], None, 0), (1, [1, 1, 9], None, 0), (2, [], None, 0),
+])  # fmt: skip
+def test_what_would_end_alone_begins_early(threads: int, sizes: list[int], first: int | None, left: int) -> None:
+    run = next(run for step in steps_of(linear_plan()) for run in step.runs)
+    steps = [Batch(jobs=(), runs=(replace(run, nbytes=size),), places={}) for size in sizes]
+    found = early_start(steps, threads)
+    expected = None if first is None else EarlyStart(batch=steps[first], left=left)
+    assert found == expected
+    assert found is None or found.batch is steps[first or 0]
+
+
+def test_nothing_begins_before_what_streams_or_is_copied() -> None:
+    (job,) = linear_plan().shards[0].jobs[:1]
+    large = steps_of(linear_plan())[0]
+    for other in (Copy(ranges=()), Stream(job=job)):
+        steps = [other, large]
+        assert early_start(steps, 2) is None
+        assert early_start([large, other, large], 2) is None
 
 
 def test_copies_are_ranges_or_chunks_by_where_they_go() -> None:
