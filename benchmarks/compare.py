@@ -2,9 +2,10 @@
 
     python -m benchmarks.compare bench-data/1b --peer PEER/bin/mergekit-yaml --repeat 3
 
-The folder is made by `make_checkpoints.py` (its 1b shape where it does not exist). Before every run, untimed, outputs
-are removed, the disk is synced and the inputs are read, so that the page cache is warm where memory allows; every run
-is a fresh process. Memory is the largest peak RSS of any one process of the run, mapped file pages included.
+The folder is made by `make_checkpoints.py` (its 1b shape where it does not exist). Before every run, untimed, the same
+program merges tiny models by the same method, outputs are removed, the disk is synced and the inputs are read, so that
+the page cache is warm where memory allows, for programs, compiled kernels and inputs; every run is a fresh process.
+Memory is the largest peak RSS of any one process of the run, mapped file pages included.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ def recipes(folder: Path) -> dict[str, dict[str, object]]:
     }
 
 
+def tiny(config: Path) -> Path:
+    """Where the same recipe for tiny models lies."""
+    return config.parent / "tiny" / config.name
+
+
 def contenders(options: argparse.Namespace) -> list[Contender]:
     own = (sys.executable, "-m", "raymerge", "merge")
     known = {
@@ -148,8 +154,16 @@ def peak_of(pid: str) -> int:
     return 0
 
 
+def warm_up(contender: Contender, config: Path, out: Path) -> None:
+    """Have what a program loads in the page cache: one that ran long before may have been put out of it."""
+    command = [*contender.command, str(config), str(out), *contender.options]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shutil.rmtree(out, ignore_errors=True)
+
+
 def measure(method: str, contender: Contender, config: Path, out: Path, inputs: list[Path]) -> Run:
     shutil.rmtree(out, ignore_errors=True)
+    warm_up(contender, tiny(config), out)
     os.sync()
     read(inputs)
     mark = uuid.uuid4().hex
@@ -274,13 +288,17 @@ def main() -> None:
     if not (folder / "made.json").exists():
         make_checkpoints(folder, SHAPES[options.shape], fine_tunes=3, seed=0, threads=os.cpu_count() or 1)
     inputs = [folder / name / "model.safetensors" for name in ("base", "a", "b", "c")]
+    if not (folder / "tiny" / "made.json").exists():
+        make_checkpoints(folder / "tiny", SHAPES["tiny"], fine_tunes=3, seed=0, threads=1)
     all_recipes, methods, chosen = recipes(folder), options.methods.split(","), contenders(options)
+    tiny_recipes = recipes(folder / "tiny")
     bound, _ = read_and_write(inputs, folder / "copy")
     runs: list[Run] = []
     plain: list[tuple[float, float]] = []
     for method in methods:
         config = folder / f"{method}.yaml"
         config.write_text(json.dumps(all_recipes[method], indent=1))
+        tiny(config).write_text(json.dumps(tiny_recipes[method], indent=1))
         for _ in range(options.repeat):
             if method == "linear":
                 plain.append(read_and_write(inputs[1:], folder / "copy"))
