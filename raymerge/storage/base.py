@@ -50,7 +50,7 @@ class Lent:
     """Bytes that are used where they lie: nobody may write to `data`.
 
     `load(start, end)` brings a range of them in, or raises StorageError; until `release(start, end)` it counts as this
-    process's memory. Pages at its ends, which other ranges may share, are released with whichever holds their start.
+    process's memory. Pages that it shares with the ranges beside it go with it, and come back when they are touched.
     `confirm` raises ChangedError where they may have changed since they were lent; ask it once they are used.
     """
 

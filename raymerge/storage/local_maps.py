@@ -64,8 +64,8 @@ class _Pages:
         self._counted = max(self._counted, end)
 
     def release(self, start: int, end: int) -> None:
-        first, last = _page(self.before + start), _page(self.before + end)
-        let_go(self.address + first, last - first)
+        first = _page(self.before + start)
+        let_go(self.address + first, self.before + end - first)
 
 
 def _map(descriptor: int, offset: int, nbytes: int) -> mmap.mmap | None:
