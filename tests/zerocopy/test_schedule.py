@@ -112,12 +112,10 @@ def test_what_would_end_alone_begins_early(threads: int, sizes: list[int], first
 
 
 def test_nothing_begins_before_what_streams_or_is_copied() -> None:
-    (job,) = linear_plan().shards[0].jobs[:1]
-    large = steps_of(linear_plan())[0]
-    for other in (Copy(ranges=()), Stream(job=job)):
-        steps = [other, large]
-        assert early_start(steps, 2) is None
-        assert early_start([large, other, large], 2) is None
+    large, *_, small = sorted(steps_of(linear_plan()), key=lambda step: step.held_bytes, reverse=True)
+    for other in (Copy(ranges=()), Stream(job=large.jobs[0])):
+        assert early_start([other, small, large], 2) == EarlyStart(batch=large, left=2)
+        assert early_start([small, other, large], 2) is None
 
 
 def test_copies_are_ranges_or_chunks_by_where_they_go() -> None:
