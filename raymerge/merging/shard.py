@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymerge.checkpoint.nouns import TensorRef
 from raymerge.compute.operations import Operations, open_operations
 from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.buffers import Account, drop_idle_buffers, return_freed_memory
+from raymerge.merging.held import Held
 from raymerge.merging.input_steps import open_steps
 from raymerge.merging.lending import LentWindows, lend_windows
 from raymerge.merging.nouns import ShardOptions
@@ -41,7 +41,7 @@ from raymerge.planning.memory import (
     window_elements,
 )
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
-from raymerge.storage import CopyRange, Lent, ObjectWriter, is_local, join_url, store_for
+from raymerge.storage import CopyRange, ObjectWriter, is_local, join_url, store_for
 from raymerge.storage.crc32 import crc32
 
 if TYPE_CHECKING:
@@ -94,49 +94,6 @@ class _Merged:
     nonfinite: int = 0
 
 
-class _Held:
-    """The bytes that a batch reads, arriving or there; they are given back once all of its jobs are merged.
-
-    `buffers` and `lent` go by the batch's runs: a run that is lent has no buffer of its own.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.buffers: list[Any] = [None] * len(batch.runs)
-        self.lent: dict[int, Lent] = {}
-        self.arriving: list[Future[None]] = []
-        self._unmerged = len(batch.jobs)
-        self._lock = threading.Lock()
-
-    def wait(self) -> None:
-        for future in self.arriving:
-            future.result()
-
-    def confirm(self) -> None:
-        """Raises ChangedError where lent bytes may not be what they were."""
-        for lent in self.lent.values():
-            lent.confirm()
-
-    def give_back(self, account: Account) -> None:
-        for position, buffer in enumerate(self.buffers):
-            if position in self.lent:
-                self.lent[position].release(0, len(buffer))
-                account.give_elsewhere(len(buffer))
-            else:
-                account.give(buffer)
-        self.buffers, self.lent = [], {}
-
-    def raw(self, ref: TensorRef) -> Any:
-        position, start = self.batch.places[ref.key]
-        return self.buffers[position][start : start + ref.nbytes]
-
-    def is_spent(self) -> bool:
-        """Whether the job that now says it is merged was the last one."""
-        with self._lock:
-            self._unmerged -= 1
-            return self._unmerged == 0
-
-
 class _Run:
     """The steps of one shard: admitted in file order within the budget, read and merged on threads, written in order.
 
@@ -181,7 +138,7 @@ class _Run:
         """Write every tensor in file order; returns the count of non-finite results by tensor."""
         store = store_for(self._options.out)
         waiting = deque(schedule(self._task.jobs, self._room, lambda job: is_copied(job, store)))
-        if self._near:
+        if self._near:  # from a store the bytes decide how long a tensor takes, and they arrive in file order
             self._early = early_start(waiting, self._options.memory.threads)
         flying: deque[Future[_Merged] | Copy] = deque()
         nonfinite: dict[str, int] = {}
@@ -258,18 +215,18 @@ class _Run:
 
     def _begin_held(self, batch: Batch) -> list[Future[_Merged]]:
         """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""
-        held = _Held(batch)
+        held = Held(batch)
         for position, run in enumerate(batch.runs):
             held.arriving += [self._readers.submit(read) for read in self._reads(run, held, position)]
         return [self._pool.submit(self._merge, job, held) for job in batch.jobs]
 
-    def _reads(self, run: Run, held: _Held, position: int) -> list[Callable[[], None]]:
+    def _reads(self, run: Run, held: Held, position: int) -> list[Callable[[], None]]:
         if run.gathered is None:
             return [partial(self._fetch, run, held, position)]
         buffer = held.buffers[position] = self._account.take(run.nbytes)
         return range_reads(run.gathered, (0, run.gathered.spec.element_count), buffer)
 
-    def _fetch(self, run: Run, held: _Held, position: int) -> None:
+    def _fetch(self, run: Run, held: Held, position: int) -> None:
         """Let a batch have the bytes of a run: where they lie, or in a buffer."""
         url, version = run.file.url, run.file.version
         lent = store_for(url).lend(url, offset=run.offset, nbytes=run.nbytes, version=version)
@@ -292,7 +249,7 @@ class _Run:
         self._read(source.url, data, source.offset, source.version)
         return _Merged(data)
 
-    def _merge(self, job: TensorJob, held: _Held) -> _Merged:
+    def _merge(self, job: TensorJob, held: Held) -> _Merged:
         held.wait()
         if self._failed:
             raise ExecutionError("stopped")
@@ -301,12 +258,8 @@ class _Run:
         if step_bytes(job):
             self._account.make_room()
         steps = open_steps(job.refs, held.raw)
-        operations = self._operations.get()
-        try:
-            with self.watch.timing("compute"):
-                nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
-        finally:
-            self._operations.put(operations)
+        with self._computing() as operations:
+            nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
         held.confirm()
         del raw, steps
         self._account.release(step_bytes(job))
@@ -319,16 +272,22 @@ class _Run:
             raise ExecutionError("stopped")
         job = windows.job
         data = self._account.take(job.output.nbytes)
-        operations = self._operations.get()
-        try:
+        with self._computing() as operations:
             scanner = Scanner(job, operations, self._block_elements, windows.scan)
-            with self.watch.timing("compute"):
-                nonfinite = merge_into(job, scanner, operations, data)
-        finally:
-            self._operations.put(operations)
+            nonfinite = merge_into(job, scanner, operations, data)
         windows.confirm()
         self._account.give_elsewhere(windows.nbytes)
         return _Merged(data, job, crc32(data), nonfinite)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[Operations]:
+        """Operations that no other thread uses meanwhile; the time counts as computing."""
+        operations = self._operations.get()
+        try:
+            with self.watch.timing("compute"):
+                yield operations
+        finally:
+            self._operations.put(operations)
 
     def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
         """Wait for something to be done, and write what has its turn: one tensor, so that others begin meanwhile."""
@@ -366,7 +325,6 @@ class _Run:
         self._account.make_room()
         buffers = [[self._account.take(size) for size in sizes] for _ in range(2)]
         out = self._account.take(most * width)
-        operations = self._operations.get()
         end_of_written = 0
 
         def place(start: int, end: int) -> Any:
@@ -376,18 +334,15 @@ class _Run:
                 end_of_written = start
             return out[(start - end_of_written) * width : (end - end_of_written) * width]
 
-        try:
+        with self._computing() as operations:  # waiting for its windows and writing them are not told apart
             scanner = Scanner(
                 job,
                 operations,
                 self._block_elements,
                 lambda rows: streamed_windows(job, windows[rows], self._readers, buffers),
             )
-            with self.watch.timing("compute"):  # waiting for its windows and writing them are not told apart
-                nonfinite = merge_tensor(job, scanner, operations, place)
-            self._writer.write(out[: (job.output.element_count - end_of_written) * width])
-        finally:
-            self._operations.put(operations)
+            nonfinite = merge_tensor(job, scanner, operations, place)
+        self._writer.write(out[: (job.output.element_count - end_of_written) * width])
         self._account.release(beside)
         for buffer in (*buffers[0], *buffers[1], out):
             self._account.give(buffer)
