@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from raymerge.compute import kernels, rank_kernels, row_kernels, selection_kernels, sum_kernels, type_kernels  # isort: skip
+from raymerge.compute import kernels, random_kernels, rank_kernels, row_kernels  # isort: skip
+from raymerge.compute import selection_kernels, sum_kernels, type_kernels  # isort: skip
 # first, above: the kernels settle numba's cache folder
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raymerge.compute.jit import TILE
 from raymerge.compute.operations import (
     WEIGHT_ROUNDING,
     Array,
@@ -189,7 +191,7 @@ class CpuOperations(Operations):
         if limit >= 1 << 64:
             out[:] = 1
         else:
-            kernels.random_mask(np.uint64(key), np.uint64(start), np.uint64(limit), out)
+            random_kernels.random_mask(np.array((1, key, start, limit), np.uint64), out)
         return out
 
     def draw(self, key: int, start: int, count: int, limit: int) -> Mask:  # noqa: ARG002
@@ -217,9 +219,7 @@ class CpuOperations(Operations):
         if isinstance(mask, Limit):
             return super().chunk_norms(x, base, mask, chunk)
         out = np.empty((-(-x.size // chunk), 2))
-        like = self._tile(x)
-        masks = _masks((None, mask), like.dtype)
-        sum_kernels.chunk_norms(_inputs((x,)), masks, *_base(base, x), x.size, chunk, like, out)
+        sum_kernels.chunk_norms(x, _masks((mask,), _float_type(x)), *_base(base, x), chunk, out)
         return out[:, 0], out[:, 1]
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
@@ -293,7 +293,7 @@ class CpuOperations(Operations):
         return out
 
     def _tile(self, x: Array) -> NDArray[Any]:
-        return self._reuse("tile", _float_type(x), kernels.TILE)
+        return self._reuse("tile", _float_type(x), TILE)
 
     def _reuse(self, use: str, dtype: Any, size: int) -> NDArray[Any]:
         """Scratch that holds until the next call with the same use and type."""
@@ -313,7 +313,9 @@ def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]
     return _addresses(arrays), np.array([each.dtype == np.uint16 for each in arrays], np.bool_)
 
 
-def _masks(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64]]:
+def _masks(
+    masks: Sequence[Mask], dtype: Any
+) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64], NDArray[np.uint64]]:
     """What kernels take for masks: see kernels.py."""
     limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
     limits[:, 1] = np.nan
@@ -324,7 +326,8 @@ def _masks(masks: Sequence[Mask], dtype: Any) -> tuple[NDArray[np.uintp], NDArra
                 limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
-    return _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks]), limits, draws
+    written = _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks])
+    return written, limits, draws, _empty(kernels.DRAW_WORDS, np.uint64)
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:

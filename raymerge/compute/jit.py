@@ -14,6 +14,8 @@ import numpy as np  # noqa: E402
 from numba.core import types  # noqa: E402
 from numba.extending import intrinsic, overload  # noqa: E402
 
+TILE = 1024  # elements that kernels take at a time, so that what they make of them stays in the first-level cache
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _njit: Any = numba.njit  # Any: whether numba carries types depends on its version

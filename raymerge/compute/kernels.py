@@ -2,10 +2,11 @@
 
 Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on the way. Kernels over several inputs take
 `inputs`, a pair of arrays: the address of each, and whether it holds codes; so one compilation serves any number.
-`masks` is a triple: the address of each mask that is written out (else 0); the least |x - base| that is kept and the
-least above it that is not (NaN where there is none); and a row (whether it is drawn, key, first element, limit) for
-masks of random bits. They work through tiles that stay in the first-level cache: the loop over inputs outside, elements
-inside, which the compiler turns into vector code. (Indexing inputs inside the element loop ran 10 times slower.)
+`masks` are four arrays: the address of each mask that is written out (else 0); the least |x - base| that is kept and
+the least above it that is not (NaN where there is none); a row for each mask of random bits (see random_kernels.py);
+and scratch for drawing a tile's, of DRAW_WORDS. They work through tiles that stay in the first-level cache: the loop
+over inputs outside, elements inside, which the compiler turns into vector code. (Indexing inputs inside the element
+loop ran 10 times slower.)
 """
 # ruff: noqa: FURB136, PLR0917  max() would drop a NaN; compiled functions are called by position
 
@@ -13,15 +14,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, carray, element, jit, pointer  # first: numba's cache folder  # isort: skip
+from raymerge.compute.jit import TILE, aligned, carray, element, jit, pointer  # first: numba's cache folder  # isort: skip
 
 import numpy as np
 
 from raymerge.compute.operations import VOTE_ROUNDING
-from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2
+from raymerge.compute.random_kernels import drawn_mask
 
-TILE = 1024
 ROW = TILE + 64  # a tile's place beside others: 8 KiB apart they would share the same few lines of the cache
+DRAW_WORDS = TILE // 8 + TILE // 4 + 2  # 64-bit words: a byte and 16 random bits for each element of a tile
 GROUP = 4  # inputs whose votes are added in one loop
 CODES = np.empty(0, np.uint16)  # arrays named for their type
 BYTES = np.empty(0, np.uint8)
@@ -79,12 +80,30 @@ def fill_terms(
     """
     end = start + terms.size
     if inputs[1][k]:
-        codes = carray(pointer(inputs[0][k], CODES), (end,))[start:end]
-        _fill_kept(terms, codes, base, has_base, masks[1][k], coefficient)
+        codes = carray(pointer(inputs[0][k], CODES), (end,))[start:]
+        _fill(terms, codes, masks, k, coefficient, base, has_base, start)
     else:
-        x = carray(pointer(inputs[0][k], like), (end,))[start:end]
+        x = carray(pointer(inputs[0][k], like), (end,))[start:]
+        _fill(terms, x, masks, k, coefficient, base, has_base, start)
+
+
+@jit
+def _fill(terms: Any, x: Any, masks: Any, k: Any, coefficient: Any, base: Any, has_base: Any, start: Any) -> None:
+    if masks[0][k] != 0 or masks[2][k, 0] != 0:
+        _fill_set(terms, x, base, has_base, tile_mask(masks, k, start, terms.size), coefficient)
+    else:
         _fill_kept(terms, x, base, has_base, masks[1][k], coefficient)
-    keep_set(terms, masks, k, start)
+
+
+@jit
+def _fill_set(terms: Any, x: Any, base: Any, has_base: Any, mask: Any, coefficient: Any) -> None:
+    if has_base:
+        for j in range(terms.size):
+            d = np.float64(element(x, j)) - base[j]
+            terms[j] = coefficient * d if mask[j] != 0 else 0.0
+    else:
+        for j in range(terms.size):
+            terms[j] = coefficient * np.float64(element(x, j)) if mask[j] != 0 else 0.0
 
 
 @jit
@@ -115,25 +134,16 @@ def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limits: Any, coeffi
 
 
 @jit
-def keep_set(terms: Any, masks: Any, k: Any, start: Any) -> None:
-    """Set terms of the tile from `start` to 0 where mask k, written out or drawn, is not set."""
+def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
+    """Bytes of mask k for the tile from `start`: not 0 where it is set. Limits are not looked at."""
     if masks[0][k] != 0:
-        end = start + terms.size
-        mask = carray(pointer(masks[0][k], BYTES), (end,))[start:end]
-        for j in range(terms.size):
-            terms[j] = terms[j] if mask[j] != 0 else 0.0
-    elif masks[2][k, 0] != 0:
-        _keep_drawn(terms, masks[2][k], start)
-
-
-@jit
-def _keep_drawn(terms: Any, draw: Any, start: Any) -> None:
-    """Set terms to 0 whose random bits do not lie below the limit; see random_mask."""
-    first = draw[1] + (draw[2] + np.uint64(start) + np.uint64(1)) * np.uint64(GOLDEN)
-    limit = draw[3]
-    for j in range(terms.size):
-        z = mixed(first + np.uint64(j) * np.uint64(GOLDEN))
-        terms[j] = terms[j] if z < limit else 0.0
+        return carray(pointer(masks[0][k], BYTES), (start + size,))[start:]
+    mask = masks[3].view(np.uint8)[:size]
+    if masks[2][k, 0] != 0:
+        drawn_mask(masks[2][k], start, masks[3][TILE // 8 :], mask)
+    else:
+        mask[:] = 1
+    return mask
 
 
 @jit
@@ -304,30 +314,3 @@ def _finish_election(deciding: Any, winning: Any, sums: Any, least: Any, factor:
     for j in range(result.size):
         sides = (deciding[j], deciding[ROW + j], sums[2 * ROW + j], sums[3 * ROW + j])
         result[j] = sums[4 * ROW + j] + factor * _settle(sides, (winning[j], winning[ROW + j]), least)
-
-
-@jit
-def mixed(z: Any) -> Any:
-    """SplitMix64's finaliser: see random_bits.element_bits."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
-    return z ^ (z >> np.uint64(31))
-
-
-@jit
-def random_bits(key: Any, first: Any, out: Any) -> None:
-    """The bits of elements from `first` on: the definition is random_bits.element_bits."""
-    for j in range(out.size):
-        z = key + (first + np.uint64(j) + np.uint64(1)) * np.uint64(GOLDEN)
-        out[j] = mixed(z)
-
-
-@jit
-def random_mask(key: Any, first: Any, low: Any, out: Any) -> None:
-    """1 where the random bits of element first + j lie below `low`."""
-    bits = aligned(TILE, np.uint64)
-    for start in range(0, out.size, TILE):
-        mask = out[start : start + TILE]
-        random_bits(key, first + np.uint64(start), bits[: mask.size])
-        for j in range(mask.size):
-            mask[j] = bits[j] < low

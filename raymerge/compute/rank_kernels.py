@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import jit  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import aligned, jit  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
-from raymerge.compute.kernels import random_bits
+from raymerge.compute.random_bits import LOW_BITS
+from raymerge.compute.random_kernels import high_bits, low_bits
 from raymerge.compute.selection_kernels import magnitudes
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
@@ -34,37 +35,51 @@ def rank_mask(
     row_length = limits.size
     if row_length == 0:
         return
-    draws = np.empty(row_length, np.uint64)
-    left = np.empty(row_length, np.uint32)
-    before = np.empty(TABLES * TABLE, np.uint32)
+    words = aligned(row_length // 4 + 2, np.uint64)
     is_open = np.empty(row_length, np.uint8)
+    left = np.empty(row_length, np.uint32)
+    draws = aligned(row_length, np.uint64)  # of the elements in `left`
+    before = np.empty(TABLES * TABLE, np.uint32)
     buckets = np.empty(row_length, np.uint32)
     places = np.empty(row_length, np.uint32)
     order = np.empty((2, row_length), np.uint32)
     keys = np.empty((2, row_length), bits.dtype)
-    lowest, highest = min(limits[0], limits[-1]), max(limits[0], limits[-1])
     for start in range(0, out.size, row_length):
         end = start + row_length
         magnitudes(x[start:end], base[start:end], has_base, values)
-        random_bits(key, first + np.uint64(start), draws)
         mask = out[start:end]
-        for j in range(row_length):
-            mask[j] = draws[j] < lowest
-        for j in range(row_length):
-            is_open[j] = draws[j] - lowest < highest - lowest  # below `lowest` it wraps
-        count = np.uint32(0)
-        for j in range(row_length):
-            left[count] = j
-            count += np.uint32(is_open[j])
+        count = _draw(key, first + np.uint64(start), limits, words, is_open, left, draws, mask)
         _count_before(bits, buckets, before)
-        count = _decide_by_bucket(buckets, draws, limits, before, left[:count], mask)
+        count = _decide_by_bucket(buckets, limits, before, left[:count], draws, mask)
         if count > MOST_BEFORE_TURNS:
-            count = _decide_by_turn(bits, buckets, draws, limits, before, left[:count], is_open, places, mask)
+            count = _decide_by_turn(bits, buckets, limits, before, left[:count], draws, is_open, places, mask)
         if count > MOST_COUNTED:
-            _decide_by_sorting(bits, draws, limits, keys, order, mask)
+            _sort(bits, keys, order, places)
+            for i in range(count):
+                mask[left[i]] = draws[i] < limits[places[left[i]]]
         else:
             for i in range(count):
-                mask[left[i]] = draws[left[i]] < limits[_place(bits, left[i])]
+                mask[left[i]] = draws[i] < limits[_place(bits, left[i])]
+
+
+@jit
+def _draw(key: Any, first: Any, limits: Any, words: Any, is_open: Any, left: Any, draws: Any, mask: Any) -> Any:
+    """Settle the elements whose highest random bits do it, whatever their place; counts the others, in `left`."""
+    high = high_bits(key, first, mask.size, words)
+    lowest = np.uint16(min(limits[0], limits[-1]) >> np.uint64(LOW_BITS))
+    width = np.uint16(max(limits[0], limits[-1]) >> np.uint64(LOW_BITS)) - lowest
+    for j in range(mask.size):
+        mask[j] = high[j] < lowest
+    for j in range(mask.size):
+        is_open[j] = np.uint16(high[j] - lowest) <= width  # below `lowest` it wraps
+    count = np.uint32(0)
+    for j in range(mask.size):
+        left[count] = j
+        draws[count] = high[j]
+        count += np.uint32(is_open[j])
+    for i in range(count):
+        draws[i] = draws[i] << np.uint64(LOW_BITS) | low_bits(key, first + np.uint64(left[i]))
+    return count
 
 
 @jit
@@ -96,25 +111,25 @@ def _count_before(bits: Any, buckets: Any, before: Any) -> None:
 
 
 @jit
-def _decide_by_bucket(buckets: Any, draws: Any, limits: Any, before: Any, left: Any, mask: Any) -> Any:
-    """Settle the elements in `left` that need no exact place; moves the others to its front and counts them."""
+def _decide_by_bucket(buckets: Any, limits: Any, before: Any, left: Any, draws: Any, mask: Any) -> Any:
+    """Settle the elements in `left` that need no exact place; moves the others, and their bits, to the front."""
     count = np.uint32(0)
     for i in range(left.size):
         e = left[i]
         bucket = buckets[e]
         high, low = limits[before[bucket]], limits[before[bucket + np.uint32(1)] - np.uint32(1)]
-        draw = draws[e]
+        draw = draws[i]
         mask[e] = draw < min(low, high)
-        left[count] = e
+        left[count], draws[count] = e, draw
         count += np.uint32((draw >= min(low, high)) & (draw < max(low, high)))
     return count
 
 
 @jit
 def _decide_by_turn(
-    bits: Any, buckets: Any, draws: Any, limits: Any, before: Any, left: Any, is_odd: Any, places: Any, mask: Any
+    bits: Any, buckets: Any, limits: Any, before: Any, left: Any, draws: Any, is_odd: Any, places: Any, mask: Any
 ) -> Any:
-    """Settle the elements in `left` of the least magnitude that their bucket can hold; moves the others to its front.
+    """Settle the elements in `left` of the least magnitude that their bucket can hold; moves the others to the front.
 
     That is one without lower bits, or 0 in the last bucket, which holds all small ones. Such elements come after all
     others of their bucket, in index order. Uses up `before`; returns how many elements are left.
@@ -132,8 +147,8 @@ def _decide_by_turn(
     count = np.uint32(0)
     for i in range(left.size):
         e = left[i]
-        mask[e] = draws[e] < limits[min(places[e], np.uint32(limits.size - 1))]
-        left[count] = e
+        mask[e] = draws[i] < limits[min(places[e], np.uint32(limits.size - 1))]
+        left[count], draws[count] = e, draws[i]
         count += np.uint32(is_odd[e])
     return count
 
@@ -151,7 +166,8 @@ def _place(bits: Any, e: Any) -> Any:
 
 
 @jit
-def _decide_by_sorting(bits: Any, draws: Any, limits: Any, keys: Any, order: Any, mask: Any) -> None:
+def _sort(bits: Any, keys: Any, order: Any, places: Any) -> None:
+    """Every element's place."""
     counts = np.empty(1 << RADIX_BITS, np.uint32)
     here, spare = 0, 1
     for j in range(bits.size):
@@ -163,8 +179,7 @@ def _decide_by_sorting(bits: Any, draws: Any, limits: Any, keys: Any, order: Any
             here, spare = spare, here
         shift += RADIX_BITS
     for place in range(bits.size):
-        e = order[here, place]
-        mask[e] = draws[e] < limits[place]
+        places[order[here, place]] = place
 
 
 @jit

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, element, jit  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import TILE, aligned, element, jit  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
-
-from raymerge.compute.kernels import TILE
 
 
 @jit

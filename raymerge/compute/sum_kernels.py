@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, carray, element, jit, pointer  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import TILE, aligned, carray, element, jit, pointer  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
-from raymerge.compute.kernels import CODES, ROW, TILE, fill_terms, keep_set, widen
+from raymerge.compute.kernels import CODES, ROW, fill_terms, tile_mask, widen
 from raymerge.compute.sums import LANES
 
 
@@ -85,26 +85,39 @@ def chunk_sums(
 
 
 @jit
-def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
-    """Store in out[i] the sums of |x - base| over the i-th chunk: of input 0 with its mask, and with mask 1."""
-    scratch = aligned(2 * ROW, np.float64)
+def chunk_norms(x: Any, masks: Any, base: Any, has_base: Any, chunk: Any, out: Any) -> None:
+    """Store in out[i] the sums of |x - base| over the i-th chunk: of all elements, and where mask 0 is set.
+
+    That is None, written out or drawn.
+    """
+    b = aligned(TILE, np.float64)
+    b[:] = 0.0
     lanes = aligned(2 * LANES, np.float64)
     whole, kept = lanes[:LANES], lanes[LANES:]
     for i in range(out.shape[0]):
         lanes[:] = 0.0
-        last = min(n, (i + 1) * chunk)
+        last = min(x.size, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
-            terms, b = scratch[:m], scratch[ROW : ROW + m]
             if has_base:
-                widen(base[start : start + m], b)
-            fill_terms(terms, inputs, masks, 0, 1.0, b, has_base, start, like)
-            for j in range(m):
-                terms[j] = abs(terms[j])
-            _add_values(whole, terms)
-            keep_set(terms, masks, 1, start)
-            _add_values(kept, terms)
+                widen(base[start : start + m], b[:m])
+            _add_norms(whole, kept, x[start : start + m], b, tile_mask(masks, 0, start, m))
         out[i, 0], out[i, 1] = _add_lanes(whole), _add_lanes(kept)
+
+
+@jit
+def _add_norms(whole: Any, kept: Any, x: Any, base: Any, mask: Any) -> None:
+    """Add |x[j] - base[j]| to lane j % 64, in order; of `kept` where the mask is set."""
+    steps = x.size // LANES * LANES
+    for s in range(0, steps, LANES):
+        for j in range(LANES):
+            d = abs(np.float64(element(x, s + j)) - base[s + j])
+            whole[j] += d
+            kept[j] += d if mask[s + j] != 0 else 0.0
+    for j in range(x.size - steps):
+        d = abs(np.float64(element(x, steps + j)) - base[steps + j])
+        whole[j] += d
+        kept[j] += d if mask[steps + j] != 0 else 0.0
 
 
 @jit

@@ -18,7 +18,7 @@ from raymerge.compute.operations import (
     Mask,
     Operations,
 )
-from raymerge.compute.random_bits import GOLDEN, MIX_1, MIX_2, rank_limits
+from raymerge.compute.random_bits import GOLDEN, LOW_BITS, MIX_1, MIX_2, rank_limits, splitmix
 from raymerge.compute.sums import CHUNK_ELEMENTS, LANES
 from raymerge.dtypes import DType
 
@@ -223,11 +223,10 @@ class TorchOperations(Operations):
 
     def _ordered_bits(self, key: int, start: int, count: int) -> Array:
         """The random bits of `count` elements, shifted down by 2^63: signed integers in the order of the unsigned."""
-        index = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=self._device)
-        z = index * _signed(GOLDEN) + _signed(key)
-        z = (z ^ _shifted(z, 30)) * _signed(MIX_1)
-        z = (z ^ _shifted(z, 27)) * _signed(MIX_2)
-        return z ^ _shifted(z, 31) ^ _signed(_SIGN)
+        element = torch.arange(start, start + count, dtype=torch.int64, device=self._device)
+        high = _splitmix(key, element >> 2) >> 16 * (element & 3)
+        low = _shifted(_splitmix(splitmix(key, -1), element), 64 - LOW_BITS)
+        return (high << LOW_BITS | low) ^ _signed(_SIGN)
 
 
 def _magnitudes(x: Array, base: Array | None) -> Array:
@@ -270,6 +269,14 @@ def _finish(total: Array, base: Array | None, factor: float, like: Array) -> Arr
 def _signed(value: int) -> int:
     """An unsigned 64-bit integer as the signed one of the same bits: torch multiplies and adds those, modulo 2^64."""
     return value - (1 << 64) if value & _SIGN else value
+
+
+def _splitmix(seed: int, index: Array) -> Array:
+    """See random_bits.splitmix."""
+    z = (index + 1) * _signed(GOLDEN) + _signed(seed)
+    z = (z ^ _shifted(z, 30)) * _signed(MIX_1)
+    z = (z ^ _shifted(z, 27)) * _signed(MIX_2)
+    return z ^ _shifted(z, 31)
 
 
 def _shifted(z: Array, bits: int) -> Array:

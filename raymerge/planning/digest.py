@@ -14,7 +14,7 @@ from raymerge.checkpoint.steps import Step
 from raymerge.planning.nouns import TensorJob
 
 # Raise when the same plan would give other bytes: a changed formula, random stream, rounding or file layout.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def plan_digest(shards: Iterable[tuple[str, tuple[TensorJob, ...]]], environment: tuple[str, ...] = ()) -> str:

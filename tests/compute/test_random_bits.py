@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raymerge.compute import open_operations, stream_key
-from raymerge.compute.random_bits import element_bits, keep_limit
+from raymerge.compute.random_bits import element_bits, keep_limit, splitmix
 
 DEVICES = ["cpu", "torch:cpu"]
 
@@ -20,7 +20,28 @@ def test_kernels_follow_the_definition(device: str, start: int) -> None:
 def test_the_definition_is_splitmix64() -> None:
     """The first outputs of SplitMix64 seeded with 1234567, as published with its reference implementation."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert [element_bits(1234567, e) for e in range(4)] == expected
+    assert [splitmix(1234567, e) for e in range(4)] == expected
+
+
+def test_an_element_takes_16_bits_of_a_shared_output_and_48_of_its_own() -> None:
+    key = 1234567
+    for e in (0, 5, 10, 15, (1 << 40) + 3):
+        bits = element_bits(key, e)
+        assert bits >> 48 == (splitmix(key, e // 4) >> 16 * (e % 4)) % (1 << 16)
+        assert bits % (1 << 48) == splitmix(splitmix(key, -1), e) >> 16
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_elements_at_the_limit_are_settled_by_their_lower_bits(device: str) -> None:
+    """A limit equal to an element's bits drops it; one more keeps it."""
+    key, start = stream_key(0, 0, "w"), 3
+    operations = open_operations(device)
+    for e in (0, 1, 500, 1023, 1024, 2999):
+        bits = element_bits(key, start + e)
+        for limit in (bits, bits + 1):
+            mask = np.asarray(operations.random_mask(key, start, 3000, limit))
+            assert bool(mask[e]) == (bits < limit)
+            assert mask.sum() == sum(element_bits(key, start + j) < limit for j in range(3000))
 
 
 def test_keys_differ_by_each_part() -> None:
