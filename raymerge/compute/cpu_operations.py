@@ -30,6 +30,7 @@ from raymerge.dtypes import DType
 _STORED: dict[DType, Any] = {DType.F16: np.uint16, DType.BF16: np.uint16, DType.F32: np.float32, DType.F64: np.float64}
 _SINGLE: np.dtype[Any] = np.dtype(np.float32)
 _16_BIT = (DType.F16, DType.BF16)
+_BF16_EXPONENT, _F16_EXPONENT = np.uint16(0x7F80), np.uint16(0x7C00)
 _BITS: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
@@ -66,15 +67,15 @@ class CpuOperations(Operations):
         array = _floats(array)
         stored = np.frombuffer(out, _STORED[dtype])
         if dtype is DType.BF16:
-            return int(type_kernels.encode_bf16(self._narrow(array).view(np.uint32), stored))
+            type_kernels.encode_bf16(self._narrow(array).view(np.uint32), stored)
+            return self.count_nonfinite(stored)
         if dtype is DType.F16:
             small = self._reuse("small", np.float32, array.size)
-            return int(
-                type_kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32))
-            )
+            type_kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32))
+            return int(type_kernels.count_with(stored, _F16_EXPONENT))
         with np.errstate(all="ignore"):
             np.copyto(stored, array, casting="same_kind")
-        return int(type_kernels.count_nonfinite(stored))
+        return self.count_nonfinite(stored)
 
     def _narrow(self, array: NDArray[Any]) -> NDArray[np.float32]:
         if array.dtype == np.float32:
@@ -87,9 +88,16 @@ class CpuOperations(Operations):
         with np.errstate(all="ignore"):
             return tuple(_floats(each) - _floats(base) for each in x)
 
-    def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
-        out = _empty(arrays[0].size, _float_type(arrays[0]))
-        kernels.weighted_sum(_inputs(arrays), np.array(coefficients, np.float64), out)
+    def count_nonfinite(self, array: Array) -> int:
+        if array.dtype == np.uint16:
+            return int(type_kernels.count_with(array, _BF16_EXPONENT))
+        return int(type_kernels.count_nonfinite(array))
+
+    def weighted_sum(
+        self, coefficients: Sequence[float], arrays: Sequence[Array], *, out: Array | None = None
+    ) -> Array:
+        like, out = self._tile(arrays[0]), _results(arrays[0], out)
+        kernels.weighted_sum(_inputs(arrays), np.array(coefficients, np.float64), like, out)
         return out
 
     def masked_sum(
@@ -99,14 +107,17 @@ class CpuOperations(Operations):
         masks: Sequence[Mask],
         coefficients: Sequence[float],
         factor: float = 1.0,
+        *,
+        out: Array | None = None,
     ) -> Array:
-        out = _empty(x[0].size, _float_type(x[0]))
+        like, out = self._tile(x[0]), _results(x[0], out)
         kernels.masked_sum(
             _inputs(x),
-            _masks(masks, out.dtype),
+            _masks(masks, like.dtype),
             np.array(coefficients, np.float64),
             *_base(base, x[0]),
             float(factor),
+            like,
             out,
         )
         return out
@@ -123,12 +134,13 @@ class CpuOperations(Operations):
         divide: bool = True,
         count_votes: bool = False,
         gains: Sequence[float] | None = None,
+        out: Array | None = None,
     ) -> Array:
-        out = _empty(x[0].size, _float_type(x[0]))
+        like, out = self._tile(x[0]), _results(x[0], out)
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
         kernels.elect(
             _inputs(x),
-            _masks(masks, out.dtype),
+            _masks(masks, like.dtype),
             np.array(coefficients, np.float64),
             np.array(gains or (), np.float64),
             gains is not None,
@@ -138,6 +150,7 @@ class CpuOperations(Operations):
             divide,
             count_votes,
             tiny,
+            like,
             out,
         )
         return out
@@ -333,6 +346,10 @@ def _masks(
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
     """The type of the floats that an array holds, or codes for."""
     return _SINGLE if array.dtype == np.uint16 else array.dtype
+
+
+def _results(x: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    return _empty(x.size, _float_type(x)) if out is None else out
 
 
 def _floats(array: NDArray[Any]) -> NDArray[Any]:

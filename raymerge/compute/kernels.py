@@ -6,7 +6,8 @@ Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on th
 the least above it that is not (NaN where there is none); a row for each mask of random bits (see random_kernels.py);
 and scratch for drawing a tile's, of DRAW_WORDS. They work through tiles that stay in the first-level cache: the loop
 over inputs outside, elements inside, which the compiler turns into vector code. (Indexing inputs inside the element
-loop ran 10 times slower.)
+loop ran 10 times slower.) `like` is an array of the blocks' float type; `out` is of that type, or of codes, which a
+tile of results is rounded to before it leaves the cache.
 """
 # ruff: noqa: FURB136, PLR0917  max() would drop a NaN; compiled functions are called by position
 
@@ -17,9 +18,12 @@ from typing import Any
 from raymerge.compute.jit import TILE, aligned, carray, element, jit, pointer  # first: numba's cache folder  # isort: skip
 
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from raymerge.compute.operations import VOTE_ROUNDING
 from raymerge.compute.random_kernels import drawn_mask
+from raymerge.compute.type_kernels import encode_bf16
 
 ROW = TILE + 64  # a tile's place beside others: 8 KiB apart they would share the same few lines of the cache
 DRAW_WORDS = TILE // 8 + TILE // 4 + 2  # 64-bit words: a byte and 16 random bits for each element of a tile
@@ -36,10 +40,10 @@ def widen(x: Any, out: Any) -> None:
 
 
 @jit
-def weighted_sum(inputs: Any, coefficients: Any, out: Any) -> None:
+def weighted_sum(inputs: Any, coefficients: Any, like: Any, out: Any) -> None:
     """Store sum c_k a_k, accumulated in float64 in the order of the inputs, rounded once."""
     addresses, packed = inputs
-    total = aligned(TILE, np.float64)
+    total, rounded = aligned(TILE, np.float64), aligned(TILE, like.dtype)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         for k in range(addresses.size):
@@ -47,9 +51,45 @@ def weighted_sum(inputs: Any, coefficients: Any, out: Any) -> None:
                 codes = carray(pointer(addresses[k], CODES), (out.size,))[start : start + m]
                 _add_scaled(codes, coefficients[k], k == 0, total)
             else:
-                x = carray(pointer(addresses[k], out), (out.size,))[start : start + m]
+                x = carray(pointer(addresses[k], like), (out.size,))[start : start + m]
                 _add_scaled(x, coefficients[k], k == 0, total)
-        _finish(total[:m], 1.0, total, False, out[start : start + m])
+        result = result_tile(out, start, m, rounded)
+        _finish(total[:m], 1.0, total, False, result)
+        store(result, out, start)
+
+
+def result_tile(out: Any, start: Any, size: Any, rounded: Any) -> Any:
+    """Where a tile's results are put: in `out`, or in the scratch `rounded` where that holds codes. For kernels."""
+    raise NotImplementedError("compiled code only")
+
+
+def store(result: Any, out: Any, start: Any) -> None:
+    """Round what a result_tile holds to codes, where `out` holds those. For kernels."""
+    raise NotImplementedError("compiled code only")
+
+
+def _result_tile(out, start, size, rounded):  # type: ignore[no-untyped-def]  # noqa: ARG001  numba compares signatures
+    def in_scratch(out, start, size, rounded):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        return rounded[:size]
+
+    def in_place(out, start, size, rounded):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        return out[start : start + size]
+
+    return in_scratch if out.dtype == types.uint16 else in_place
+
+
+def _store(result, out, start):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    def encode(result, out, start):  # type: ignore[no-untyped-def]
+        encode_bf16(result.view(np.uint32), out[start : start + result.size])
+
+    def leave(result, out, start):  # type: ignore[no-untyped-def]
+        pass
+
+    return encode if out.dtype == types.uint16 else leave
+
+
+overload(result_tile)(_result_tile)
+overload(store)(_store)
 
 
 @jit
@@ -147,9 +187,11 @@ def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
 
 
 @jit
-def masked_sum(inputs: Any, masks: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, out: Any) -> None:
+def masked_sum(
+    inputs: Any, masks: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, like: Any, out: Any
+) -> None:
     """Store base + factor * sum c_k m_k (x_k - base) in float64, rounded once; without a base it counts as 0."""
-    scratch = aligned(3 * ROW, np.float64)
+    scratch, rounded = aligned(3 * ROW, np.float64), aligned(TILE, like.dtype)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         total, terms, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
@@ -157,10 +199,12 @@ def masked_sum(inputs: Any, masks: Any, coefficients: Any, base: Any, has_base: 
             widen(base[start : start + m], b)
         total[:] = 0.0
         for k in range(coefficients.size):
-            fill_terms(terms, inputs, masks, k, coefficients[k], b, has_base, start, out)
+            fill_terms(terms, inputs, masks, k, coefficients[k], b, has_base, start, like)
             for j in range(m):
                 total[j] += terms[j]
-        _finish(total, factor, b, has_base, out[start : start + m])
+        result = result_tile(out, start, m, rounded)
+        _finish(total, factor, b, has_base, result)
+        store(result, out, start)
 
 
 @jit
@@ -187,6 +231,7 @@ def elect(
     divide: Any,
     count_votes: Any,
     tiny: Any,
+    like: Any,
     out: Any,
 ) -> None:
     """The TIES election: out = base + factor * mean of the votes c_k m_k (x_k - base) whose sign their sum has.
@@ -207,6 +252,7 @@ def elect(
     counts = aligned(2 * ROW * count_votes, np.float64)
     gained = aligned(2 * ROW * has_gains, np.float64)
     least = tiny if divide else np.inf
+    rounded = aligned(TILE, like.dtype)
     is_plain = not (count_votes or has_gains)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
@@ -214,13 +260,15 @@ def elect(
             widen(base[start : start + m], b[:m])
         for k in range(count):
             row = terms[k * ROW : k * ROW + m]
-            fill_terms(row, inputs, masks, k, coefficients[k], b[:m], has_base, start, out)
-        result = out[start : start + m]
+            fill_terms(row, inputs, masks, k, coefficients[k], b[:m], has_base, start, like)
+        result = result_tile(out, start, m, rounded)
         if count == 2 and is_plain:
             _elect_of_two(terms, shares, b, least, factor, result)
+            store(result, out, start)
             continue
         if count == 3 and is_plain:
             _elect_of_three(terms, shares, b, least, factor, result)
+            store(result, out, start)
             continue
         sums[: 4 * ROW] = 0.0
         for first in range(0, count, GROUP):
@@ -233,6 +281,7 @@ def elect(
             _add_gained(terms, gains, m, False, gained)
             winning = gained
         _finish_election(deciding, winning, sums, least, factor, result)
+        store(result, out, start)
 
 
 @jit

@@ -62,7 +62,11 @@ def open_operations(device: str = "cpu") -> Operations:
 
 
 class Operations(ABC):
-    """Block arithmetic. Results are fresh arrays unless a method says otherwise; arguments are never changed."""
+    """Block arithmetic. Results are fresh arrays unless a method says otherwise; arguments are never changed.
+
+    `out`, where given, is what `view` made of the bytes of an output: results are rounded into it, as `encode` would,
+    and it is returned.
+    """
 
     @abstractmethod
     def decode(self, raw: Buffer, dtype: DType, out: Array | None = None, *, wide: bool = False) -> Array:
@@ -80,11 +84,17 @@ class Operations(ABC):
         """Round once, to nearest even, into the bytes of `out`; returns how many results are not finite."""
 
     @abstractmethod
+    def count_nonfinite(self, array: Array) -> int:
+        """How many elements are not finite."""
+
+    @abstractmethod
     def deltas(self, x: Sequence[Array], base: Array) -> tuple[Array, ...]:
         """x_i - base, rounded to the blocks' type."""
 
     @abstractmethod
-    def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
+    def weighted_sum(
+        self, coefficients: Sequence[float], arrays: Sequence[Array], *, out: Array | None = None
+    ) -> Array:
         """The sum c_i a_i, accumulated in float64 in the order given, rounded once to the blocks' type."""
 
     @abstractmethod
@@ -95,6 +105,8 @@ class Operations(ABC):
         masks: Sequence[Mask],
         coefficients: Sequence[float],
         factor: float = 1.0,
+        *,
+        out: Array | None = None,
     ) -> Array:
         """The sum base + factor * sum c_i (x_i - base) over the inputs whose mask is set, in float64, rounded once."""
 
@@ -111,6 +123,7 @@ class Operations(ABC):
         divide: bool = True,
         count_votes: bool = False,
         gains: Sequence[float] | None = None,
+        out: Array | None = None,
     ) -> Array:
         """As masked_sum, but base + factor * the elected mean of the votes c_i (x_i - base) whose mask is set.
 

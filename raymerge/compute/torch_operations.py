@@ -27,7 +27,7 @@ _SIGN = 1 << 63
 
 
 class TorchOperations(Operations):
-    """See Operations. Arrays are torch tensors on the device."""
+    """See Operations. Arrays are torch tensors on the device; nothing is lent, so no `out` is ever given."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -44,14 +44,23 @@ class TorchOperations(Operations):
         if array.dtype == torch.float64 and dtype in {DType.F16, DType.BF16}:
             array = _narrow_to_odd(array)
         stored = array.to(_STORED[dtype])
-        bad = int((~torch.isfinite(stored)).sum())
+        bad = self.count_nonfinite(stored)
         np.copyto(np.frombuffer(out, np.uint8), stored.cpu().view(torch.uint8).numpy())
         return bad
 
     def deltas(self, x: Sequence[Array], base: Array) -> tuple[Array, ...]:
         return tuple(each - base for each in x)
 
-    def weighted_sum(self, coefficients: Sequence[float], arrays: Sequence[Array]) -> Array:
+    def count_nonfinite(self, array: Array) -> int:
+        return int((~torch.isfinite(array)).sum())
+
+    def weighted_sum(
+        self,
+        coefficients: Sequence[float],
+        arrays: Sequence[Array],
+        *,
+        out: Array | None = None,  # noqa: ARG002
+    ) -> Array:
         total = float(coefficients[0]) * arrays[0].double()
         for c, a in zip(coefficients[1:], arrays[1:], strict=True):
             total += float(c) * a.double()
@@ -64,6 +73,8 @@ class TorchOperations(Operations):
         masks: Sequence[Mask],
         coefficients: Sequence[float],
         factor: float = 1.0,
+        *,
+        out: Array | None = None,  # noqa: ARG002
     ) -> Array:
         total = torch.zeros_like(x[0], dtype=torch.float64)
         for each, mask, c in zip(x, masks, coefficients, strict=True):
@@ -82,6 +93,7 @@ class TorchOperations(Operations):
         divide: bool = True,
         count_votes: bool = False,
         gains: Sequence[float] | None = None,
+        out: Array | None = None,  # noqa: ARG002
     ) -> Array:
         terms = [_term(each, base, mask, c) for each, mask, c in zip(x, masks, coefficients, strict=True)]
         plus, minus = _sides(terms)

@@ -90,6 +90,7 @@ class Scanner:
     windows: Callable[[bool], Iterator[tuple[Range, Sequence[Bytes]]]]
     steps: Sequence[OpenedSteps | None] = ()
     _scratch: dict[int, Any] = field(default_factory=dict)
+    _samples: dict[int, Any] = field(default_factory=dict)
 
     def scan(self, rows: bool) -> Iterator[Block]:
         """One pass in element order; see `Inputs.scan`."""
@@ -104,7 +105,7 @@ class Scanner:
         A sample is the first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix.
         """
         for window, raw in self.windows(False):
-            is_light = not self._has_steps if sample else self._lends(raw)
+            is_light = not self._has_steps if sample else self._takes_as_stored(raw)
             unit = self.block_elements * (SAMPLE_STEP // SAMPLE_TAKE if is_light else 1)
             for first, last in cut(window[1] - window[0], unit):
                 yield self._block(window, first, last, raw, sampled=sample)
@@ -113,12 +114,17 @@ class Scanner:
     def _has_steps(self) -> bool:
         return any(ref.steps for ref in self.job.refs)
 
-    def _lends(self, raw: Sequence[Bytes]) -> bool:
+    def _takes_as_stored(self, raw: Sequence[Bytes]) -> bool:
         """Whether the operations take all of the stored elements as they lie."""
-        if self.is_wide or self._has_steps or self.job.method_sha256:
+        if not self.lends or self._has_steps:
             return False
         found = (self.operations.view(data, ref.spec.dtype) for ref, data in zip(self.job.refs, raw, strict=True))
         return all(each is not None for each in found)
+
+    @property
+    def lends(self) -> bool:
+        """Whether blocks may hold, and results go to, elements as they are stored; not for a formula from outside."""
+        return not self.is_wide and not self.job.method_sha256
 
     @property
     def is_wide(self) -> bool:
@@ -127,14 +133,13 @@ class Scanner:
     def _block(self, window: Range, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
         count = _sampled_count(last - first) if sampled else last - first
         arrays = []
-        is_wide = self.is_wide
-        as_they_lie = not is_wide and not self.job.method_sha256
+        is_wide, lends = self.is_wide, self.lends
         self.steps = self.steps or open_steps(self.job.refs)
         for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
             dtype, stored = self._stored(position, ref, data, window, (first, last))
             if sampled:
-                stored = sampled_values(stored, dtype)
-            lent = self.operations.view(stored, dtype) if as_they_lie else None
+                stored = self._sampled(position, stored, dtype)
+            lent = self.operations.view(stored, dtype) if lends else None
             if lent is not None:
                 arrays.append(lent)
                 continue
@@ -153,6 +158,23 @@ class Scanner:
             operations=self.operations,
         )
 
+    def _sampled(self, position: int, stored: Any, dtype: DType) -> Any:
+        """The stored elements that a sample takes, in scratch."""
+        import numpy as np
+
+        width = dtype.bits // 8
+        values = np.frombuffer(stored, f"V{width}")
+        needed = width * _sampled_count(len(values))
+        sample = self._samples.get(position)
+        if sample is None or len(sample) < needed:
+            sample = self._samples[position] = np.empty(needed, np.uint8)
+        taken = sample[:needed].view(values.dtype)
+        whole = len(values) // SAMPLE_STEP
+        rows = taken[: whole * SAMPLE_TAKE].reshape(whole, SAMPLE_TAKE)
+        rows[:] = values[: whole * SAMPLE_STEP].reshape(whole, SAMPLE_STEP)[:, :SAMPLE_TAKE]
+        taken[whole * SAMPLE_TAKE :] = values[whole * SAMPLE_STEP :][:SAMPLE_TAKE]
+        return sample[:needed]
+
     def _stored(self, position: int, ref: TensorRef, data: Bytes, window: Range, place: Range) -> tuple[DType, Any]:
         """Elements of a window as they are stored, or would be if what the steps make of them were."""
         first, last = place
@@ -161,16 +183,6 @@ class Scanner:
             return steps.dtype, steps.values(data, window, window[0] + first, window[0] + last)
         width = ref.spec.dtype.bits // 8
         return ref.spec.dtype, data[first * width : last * width]
-
-
-def sampled_values(stored: Any, dtype: DType) -> Any:
-    """Stored elements as unsigned integers: the first SAMPLE_TAKE of every SAMPLE_STEP."""
-    import numpy as np
-
-    values = np.frombuffer(stored, f"u{dtype.bits // 8}")
-    whole = len(values) // SAMPLE_STEP * SAMPLE_STEP
-    rows = values[:whole].reshape(-1, SAMPLE_STEP)[:, :SAMPLE_TAKE]
-    return np.concatenate((rows.ravel(), values[whole : whole + SAMPLE_TAKE]))
 
 
 def _sampled_count(count: int) -> int:

@@ -65,11 +65,17 @@ def _merge(
 ) -> int:
     combine = method.merge(_inputs(job, scanner, operations))
     nonfinite = 0
+    dtype = job.output.dtype
     for block in scanner.scan(method.needs_rows(job.parameters)):
+        stored = place(block.start, block.start + block.count)
+        block.out = operations.view(stored, dtype) if scanner.lends else None
         merged = combine(block)
         if job.method_sha256:
             _check_result(method, job, block, merged)
-        nonfinite += operations.encode(merged, job.output.dtype, place(block.start, block.start + block.count))
+        if merged is block.out:
+            nonfinite += operations.count_nonfinite(merged)
+        else:
+            nonfinite += operations.encode(merged, dtype, stored)
     return nonfinite
 
 

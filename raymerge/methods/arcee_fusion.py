@@ -57,7 +57,7 @@ def arcee_fusion(inputs: Inputs) -> Combine:
 
     def combine(block: Block) -> Array:
         mask = block.operations.top_mask(importance(block), None, threshold, block.count)
-        return block.operations.masked_sum(block.x, block.base, [mask], [1.0])
+        return block.operations.masked_sum(block.x, block.base, [mask], [1.0], out=block.out)
 
     return combine
 

@@ -64,8 +64,8 @@ def combine_linearly(coefficients: Sequence[float], base_coefficient: float | No
 
     def combine(block: Block) -> Array:
         if base_coefficient is None or block.base is None:
-            return block.operations.weighted_sum(coefficients, block.x)
-        return block.operations.weighted_sum([base_coefficient, *coefficients], [block.base, *block.x])
+            return block.operations.weighted_sum(coefficients, block.x, out=block.out)
+        return block.operations.weighted_sum([base_coefficient, *coefficients], [block.base, *block.x], out=block.out)
 
     return combine
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Block:
     """Elements [start, start + count) of the flattened tensor, from every input: 1-D float32 (float64 if any input is).
 
-    Arrays are scratch: they hold until the next block is drawn from the same scan.
+    Arrays are scratch: they hold until the next block is drawn from the same scan. `out`, in the pass that combines
+    and where not None, is what the last operation may round its results into.
     """
 
     start: int
@@ -23,6 +24,7 @@ class Block:
     x: tuple[Array, ...]
     base: Array | None
     operations: Operations
+    out: Array | None = None
     _deltas: tuple[Array, ...] | None = None
 
     @property

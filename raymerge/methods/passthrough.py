@@ -20,6 +20,6 @@ def passthrough(inputs: Inputs) -> Combine:
     (scale,) = inputs.parameter("scale")
 
     def combine(block: Block) -> Array:
-        return block.x[0] if scale is None else block.operations.weighted_sum([scale], block.x)
+        return block.x[0] if scale is None else block.operations.weighted_sum([scale], block.x, out=block.out)
 
     return combine

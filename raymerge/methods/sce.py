@@ -36,7 +36,9 @@ def sce(inputs: Inputs) -> Combine:
 
     def combine(block: Block) -> Array:
         masks = [select(block)] * inputs.count
-        return block.operations.elect(block.x, block.base, masks, [1.0] * inputs.count, weights, gains=weights)
+        return block.operations.elect(
+            block.x, block.base, masks, [1.0] * inputs.count, weights, gains=weights, out=block.out
+        )
 
     return combine
 

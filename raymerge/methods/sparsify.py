@@ -220,6 +220,6 @@ def add(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) -> C
 
     def combine(block: Block) -> Array:
         masks = [keeper(block, i) for i, keeper in enumerate(keepers)]
-        return block.operations.masked_sum(block.x, block.base, masks, coefficients, factor)
+        return block.operations.masked_sum(block.x, block.base, masks, coefficients, factor, out=block.out)
 
     return combine

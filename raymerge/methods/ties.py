@@ -31,6 +31,7 @@ def elect(inputs: Inputs, keepers: Sequence[Keeper], scales: Sequence[float]) ->
             factor=inputs.shared["lambda"],
             divide=inputs.shared["normalize"],
             count_votes=inputs.shared["consensus"] == "count",
+            out=block.out,
         )
 
     return combine

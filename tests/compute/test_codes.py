@@ -77,12 +77,38 @@ OPERATIONS: dict[str, Callable[[Operations, list[Any], Any], Any]] = {
     "active counts": lambda o, x, b: o.active_counts(x, b, 0.01),
     "active mean": lambda o, x, b: o.active_mean(x, b, 0.01, [1.0, 2.0, 3.0]),
     "encoded": lambda o, x, b: encoded(o, x[0]),
+    "not finite": lambda o, x, b: o.count_nonfinite(x[0]),
 }
 
 
 def encoded(operations: Operations, array: Any) -> list[Any]:
     out = bytearray(2 * N)
     return [operations.encode(array, DType.BF16, out), np.frombuffer(out, np.uint16)]
+
+
+ROUNDING: dict[str, Callable[..., Any]] = {
+    "weighted sum": lambda o, x, b, **out: o.weighted_sum([0.5, -0.25, 1.5], x, **out),
+    "masked sum": lambda o, x, b, **out: o.masked_sum(x, b, [None, LIMIT, *drawn(o, 1)], [0.5, 0.25, 2.0], **out),
+    "election of two": lambda o, x, b, **out: o.elect(x[:2], b, [None, LIMIT], [1.0, 1.0], [1.0, 0.5], **out),
+    "election of three": lambda o, x, b, **out: o.elect(x, b, [LIMIT] * 3, [1.0, 0.5, 1.0], [1.0, 0.5, 1.0], **out),
+    "election of six": lambda o, x, b, **out: o.elect([*x, *x], b, [None] * 6, [1.0] * 6, [0.5] * 6, **out),
+}
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "special values"])
+@pytest.mark.parametrize("name", ROUNDING)
+def test_results_rounded_on_the_way_are_those_that_are_encoded(name: str, special: bool) -> None:
+    operations = open_operations()
+    held = [codes(seed, special=special) for seed in range(4)]
+    call, floats = ROUNDING[name], [operations.decode(each.tobytes(), DType.BF16) for each in held]
+    for base, *x in (held, floats):
+        expected, stored = bytearray(2 * N), bytearray(2 * N)
+        bad = operations.encode(call(operations, x, base), DType.BF16, expected)
+        out = operations.view(stored, DType.BF16)
+        assert call(operations, x, base, out=out) is out
+        assert stored == expected
+        assert operations.count_nonfinite(out) == bad
+        assert (bad > 0) == special
 
 
 def as_bytes(found: Any) -> list[bytes]:
