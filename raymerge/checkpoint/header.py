@@ -18,7 +18,7 @@ from raymerge.errors import CheckpointError, Problem
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit (safetensors README, "Format")
-_ALIGNMENT_BYTES = 8  # data starts on a multiple of this, as the safetensors library writes it
+_BLOCK_BYTES = 4096  # data starts on a multiple of this: tensors of whole blocks can be written as they lie, and mapped
 _METADATA = "__metadata__"
 _LFS_POINTER = b"version "  # read as a header length, 2.3e18
 _LARGEST = 2**64 - 1  # sizes are unsigned 64-bit integers in the reference implementation
@@ -62,7 +62,7 @@ def parse_header(prefix: bytes, file_nbytes: int, file_name: str) -> tuple[list[
 
 
 def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Length prefix and JSON of a file that holds `specs` in this order, padded with spaces to 8 bytes.
+    """Length prefix and JSON of a file that holds `specs` in this order, padded with spaces to whole blocks of a disk.
 
     The same arguments give the same bytes; metadata is sorted by key. Raises ValueError for two tensors of one name.
     """
@@ -77,7 +77,7 @@ def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> by
         header[spec.name] = {"dtype": spec.dtype.value, "shape": spec.shape, "data_offsets": (begin, end)}
         begin = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    text += b" " * (-(LENGTH_BYTES + len(text)) % _BLOCK_BYTES)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 

@@ -10,15 +10,21 @@ import fcntl
 import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BUFFER_BYTES = 16 << 20
 BUFFER_COUNT = 2  # one fills while the other is on its way to the disk
 _ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
+_STRAIGHT_FROM_BYTES = 1 << 20  # less is better gathered: every write waits for the disk
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectAppender:
-    """Fills aligned buffers and writes them from a thread of its own, in order, from the start of the file."""
+    """Writes from a thread of its own, in order, from the start of the file: buffers that it fills, and whole blocks."""
 
     def __init__(self, descriptor: int) -> None:
         """Raises OSError where the file system takes no direct writes."""
@@ -43,23 +49,44 @@ class DirectAppender:
         """Count the first `nbytes` of `room()` as appended."""
         self._filled += nbytes
         if self._filled == BUFFER_BYTES:
-            self._writing[self._current] = self._thread.submit(self._write, self._buffers[self._current], self._offset)
-            self._offset += BUFFER_BYTES
-            self._filled = 0
-            self._current = (self._current + 1) % BUFFER_COUNT
-            self._wait(self._current)
+            self._send()
 
     def append(self, view: memoryview) -> None:
-        import numpy as np  # not needed before there is something to write
-
+        """Append bytes, by way of the buffers or, where they and the file's end lie on whole blocks, straight."""
         done = 0
         while done < len(view):
+            rest = view[done:]
+            straight = self._straight_bytes(rest)
+            if straight:
+                self._write_straight(rest[:straight])
+                done += straight
+                continue
             room = self.room()
-            count = min(len(room), len(view) - done)
+            count = min(len(room), len(rest))
             # numpy lets other threads run meanwhile, a memoryview does not
-            np.copyto(np.frombuffer(room[:count], np.uint8), np.frombuffer(view[done : done + count], np.uint8))
+            _array(room)[:count] = _array(rest)[:count]
             self.advance(count)
             done += count
+
+    def _straight_bytes(self, view: memoryview) -> int:
+        if len(view) < _STRAIGHT_FROM_BYTES or self._filled % _ALIGNMENT or _array(view).ctypes.data % _ALIGNMENT:
+            return 0
+        return len(view) // _ALIGNMENT * _ALIGNMENT
+
+    def _write_straight(self, view: memoryview) -> None:
+        if self._filled:
+            self._send()
+        self._thread.submit(self._write, view, self._offset).result()
+        self._offset += len(view)
+
+    def _send(self) -> None:
+        """Let what the current buffer holds be written, and go on with the next one once it is free."""
+        view = self._buffers[self._current][: self._filled]
+        self._writing[self._current] = self._thread.submit(self._write, view, self._offset)
+        self._offset += self._filled
+        self._filled = 0
+        self._current = (self._current + 1) % BUFFER_COUNT
+        self._wait(self._current)
 
     def finish(self) -> None:
         """Write what is left; the last bytes, which fill no block, go through the page cache."""
@@ -86,3 +113,9 @@ class DirectAppender:
             done += os.pwrite(self._descriptor, view[done:], offset + done)
             if done % _ALIGNMENT:  # the disk is full, or nearly: the rest says so in the ordinary way
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags)
+
+
+def _array(view: memoryview) -> NDArray[np.uint8]:
+    import numpy as np  # not needed before there is something to write
+
+    return np.frombuffer(view, np.uint8)
