@@ -24,7 +24,7 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectAppender:
-    """Writes from a thread of its own, in order, from the start of the file: buffers that it fills, and whole blocks."""
+    """Writes from a thread of its own, in order, from the start of the file: buffers that it fills, or whole blocks."""
 
     def __init__(self, descriptor: int) -> None:
         """Raises OSError where the file system takes no direct writes."""
