@@ -18,7 +18,7 @@ from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import store_for
 
-SAMPLE_TAKE, SAMPLE_STEP = 64, 1024  # elements
+SAMPLE_TAKE, SAMPLE_STEP = 64, 2048  # elements
 
 Bytes = Any  # a 1-D uint8 numpy array
 Range = tuple[int, int]  # elements [start, end)
