@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymerge.checkpoint.layout import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from raymerge.compute import open_operations
 from raymerge.errors import PlanError, Problem
 from raymerge.events import Event, Message, TaskFinished, TaskSurveyed
 from raymerge.execute.beside import side_by_side
@@ -190,8 +191,8 @@ def open_runner(options: MergeOptions, on_event: OnEvent, *, expect_work: bool =
 class InlineRunner(Runner):
     """In this process: shards one after the other, the tensors of each on several threads."""
 
-    def _check(self, planned: Plan, out: str) -> None:
-        pass
+    def _check(self, planned: Plan, out: str) -> None:  # noqa: ARG002
+        open_operations(self._options.device)
 
     def _outcomes(
         self, function: Callable[[P], R], tasks: Sequence[Task[P]], *, on_event: OnEvent, measure: Measure[R]

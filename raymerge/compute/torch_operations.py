@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from raymerge.compute.operations import (
 from raymerge.compute.random_bits import GOLDEN, LOW_BITS, MIX_1, MIX_2, rank_limits, splitmix
 from raymerge.compute.sums import CHUNK_ELEMENTS, LANES
 from raymerge.dtypes import DType
+from raymerge.errors import Problem, UsageError
 
 _STORED = {DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32, DType.F64: torch.float64}
 _SIGN = 1 << 63
@@ -30,7 +32,14 @@ class TorchOperations(Operations):
     """See Operations. Arrays are torch tensors on the device; nothing is lent, so no `out` is ever given."""
 
     def __init__(self, device: str) -> None:
+        """Raises UsageError where this torch has no such device, or the machine none of that number."""
         self._device = torch.device(device)
+        try:
+            torch.empty(1, device=self._device)
+        except (AssertionError, RuntimeError) as error:  # what torch says so with depends on how it was built
+            message = f"found no {device} on {platform.node()}: {str(error).splitlines()[0]}"
+            remedy = "use the cpu, or a machine with a GPU and a torch that was built for it"
+            raise UsageError(Problem(subject="device", message=message, remedy=remedy)) from error
 
     def decode(self, raw: Buffer, dtype: DType, out: Array | None = None, *, wide: bool = False) -> Array:
         stored_type = _STORED[dtype]

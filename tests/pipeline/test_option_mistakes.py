@@ -79,6 +79,14 @@ def test_devices_that_there_may_be(device: str) -> None:
     assert MergeOptions(device=device).device == device
 
 
+def test_a_device_that_is_not_there_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    write_llama(tmp_path / "a")
+    recipe = {"merge_method": "linear", "models": [{"model": str(tmp_path / "a"), "parameters": {"weight": 1}}]}
+    with pytest.raises(UsageError, match=r"device: found no cuda:99 on .*: .*; use the cpu, or a machine with a GPU"):
+        raymerge.merge(recipe, tmp_path / "out", executor="inline", device="cuda:99")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize("config", [5, b"merge_method: linear", None, ["linear"]])
 def test_a_recipe_is_text_a_path_or_a_mapping(config: Any) -> None:
     with pytest.raises(RecipeError, match=type(config).__name__):
