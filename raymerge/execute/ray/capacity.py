@@ -82,11 +82,14 @@ def no_room_error(request: Request, nodes: Sequence[Node]) -> ExecutionError:
         kind = _describe(node.cpus, node.gpus, node.memory_bytes)
         kinds[kind] = kinds.get(kind, 0) + 1
     have = "; ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "none"
+    remedy = "lower --task-memory or --task-cpus, or add larger nodes"
+    if nodes and all(node.gpus < request.gpus for node in nodes):
+        remedy = "use --device cpu, lower --task-gpus, or add nodes with that much of a GPU"
     return ExecutionError(
         Problem(
             subject="cluster",
             message=f"no node can hold a task: one task asks for {asked}, the living nodes have {have}",
-            remedy="lower --task-memory or --task-cpus, or add larger nodes",
+            remedy=remedy,
         )
     )
 
