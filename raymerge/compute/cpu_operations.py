@@ -72,7 +72,7 @@ class CpuOperations(Operations):
         if dtype is DType.F16:
             small = self._reuse("small", np.float32, array.size)
             type_kernels.encode_f16(self._narrow(array).view(np.uint32), stored, small, small.view(np.uint32))
-            return int(type_kernels.count_with(stored, _F16_EXPONENT))
+            return int(type_kernels.count_nonfinite_codes(stored, _F16_EXPONENT))
         with np.errstate(all="ignore"):
             np.copyto(stored, array, casting="same_kind")
         return self.count_nonfinite(stored)
@@ -90,7 +90,7 @@ class CpuOperations(Operations):
 
     def count_nonfinite(self, array: Array) -> int:
         if array.dtype == np.uint16:
-            return int(type_kernels.count_with(array, _BF16_EXPONENT))
+            return int(type_kernels.count_nonfinite_codes(array, _BF16_EXPONENT))
         return int(type_kernels.count_nonfinite(array))
 
     def weighted_sum(

@@ -1,4 +1,4 @@
-"""How kernels are compiled: IEEE arithmetic as written, the GIL released, kept on disk between runs."""
+"""How kernels are compiled: IEEE arithmetic as written, the GIL released, kept on disk; and what all of them use."""
 
 from __future__ import annotations
 

@@ -264,23 +264,20 @@ def elect(
         result = result_tile(out, start, m, rounded)
         if count == 2 and is_plain:
             _elect_of_two(terms, shares, b, least, factor, result)
-            store(result, out, start)
-            continue
-        if count == 3 and is_plain:
+        elif count == 3 and is_plain:
             _elect_of_three(terms, shares, b, least, factor, result)
-            store(result, out, start)
-            continue
-        sums[: 4 * ROW] = 0.0
-        for first in range(0, count, GROUP):
-            _add_sides(terms[first * ROW :], shares[first:], m, sums)
-        deciding, winning = sums, sums
-        if count_votes:
-            _add_gained(terms, np.ones(count), m, True, counts)
-            deciding = counts
-        if has_gains:
-            _add_gained(terms, gains, m, False, gained)
-            winning = gained
-        _finish_election(deciding, winning, sums, least, factor, result)
+        else:
+            sums[: 4 * ROW] = 0.0
+            for first in range(0, count, GROUP):
+                _add_sides(terms[first * ROW :], shares[first:], m, sums)
+            deciding, winning = sums, sums
+            if count_votes:
+                _add_gained(terms, np.ones(count), m, True, counts)
+                deciding = counts
+            if has_gains:
+                _add_gained(terms, gains, m, False, gained)
+                winning = gained
+            _finish_election(deciding, winning, sums, least, factor, result)
         store(result, out, start)
 
 

@@ -26,8 +26,8 @@ def encode_bf16(bits: Any, out: Any) -> None:
 
 
 @jit
-def count_with(codes: Any, exponent: Any) -> Any:
-    """How many codes of 16 bits have all of the exponent's bits set: infinities and NaN."""
+def count_nonfinite_codes(codes: Any, exponent: Any) -> Any:
+    """How many codes of 16 bits are infinite or NaN: have all bits of their type's exponent set."""
     count = np.int32(0)  # a loop of its own: one that rounds as well took twice as long as both
     for j in range(codes.size):
         count += np.int32((codes[j] & exponent) == exponent)

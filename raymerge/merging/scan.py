@@ -102,7 +102,7 @@ class Scanner:
     def scan_to_count(self, sample: bool) -> Iterator[Block]:
         """One pass in large blocks where nothing is decoded, which would take room; see `Inputs.scan_to_count`.
 
-        A sample is the first SAMPLE_TAKE of every SAMPLE_STEP elements: a vector's worth from every row of a matrix.
+        A sample is the first SAMPLE_TAKE of every SAMPLE_STEP elements of each window.
         """
         for window, raw in self.windows(False):
             is_light = not self._has_steps if sample else self._takes_as_stored(raw)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 16 << 20
 BUFFER_COUNT = 2  # one fills while the other is on its way to the disk
 _ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
-_STRAIGHT_FROM_BYTES = 1 << 20  # less is better gathered: every write waits for the disk
+_STRAIGHT_FROM_BYTES = 1 << 20  # as merging/buffers.py maps: less seldom lies on whole blocks, and every write waits
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
