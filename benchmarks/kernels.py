@@ -24,7 +24,7 @@ from raymerge.compute.operations import Operations
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import Threshold, TopKeeper, find_thresholds
 from raymerge.dtypes import DType
-from raymerge.merging.scan import SAMPLE_STEP, SAMPLE_TAKE, sampled_values
+from raymerge.merging.scan import SAMPLE_STEP, SAMPLE_TAKE
 
 FIRST_TIES = """
 import time; start = time.process_time()
@@ -117,7 +117,9 @@ def selection(operations: Operations, n: int) -> dict[str, Callable[[], object]]
         step = n * (SAMPLE_STEP // SAMPLE_TAKE) if sample else n
         for start in range(0, total, step):
             x, base = (stored[start : start + step] for stored in raw)
-            yield [(sampled_values(x, DType.BF16), sampled_values(base, DType.BF16))] if sample else [(x, base)]
+            if sample:
+                x, base = (each.reshape(-1, SAMPLE_STEP)[:, :SAMPLE_TAKE].ravel() for each in (x, base))
+            yield [(x, base)]
 
     return {
         f"selection in {total / 1e6:.0f}M elements": lambda: find_thresholds(

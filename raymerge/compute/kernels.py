@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import TILE, aligned, carray, element, jit, pointer  # first: numba's cache folder  # isort: skip
+from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer  # first: numba's cache folder  # isort: skip
 
 import numpy as np
 from numba.core import types
@@ -40,10 +40,24 @@ def widen(x: Any, out: Any) -> None:
 
 
 @jit
+def lent_inputs(inputs: Any) -> Any:
+    """Without counts of references: see jit.lent."""
+    addresses, packed = inputs
+    return lent(addresses), lent(packed)
+
+
+@jit
+def lent_masks(masks: Any) -> Any:
+    written, limits, draws, words = masks
+    return lent(written), lent(limits), lent(draws), lent(words)
+
+
+@jit
 def weighted_sum(inputs: Any, coefficients: Any, like: Any, out: Any) -> None:
     """Store sum c_k a_k, accumulated in float64 in the order of the inputs, rounded once."""
-    addresses, packed = inputs
-    total, rounded = aligned(TILE, np.float64), aligned(TILE, like.dtype)
+    addresses, packed = lent_inputs(inputs)
+    scratch, for_codes = aligned(TILE, np.float64), aligned(TILE, like.dtype)
+    total, rounded, out, like = lent(scratch), lent(for_codes), lent(out), lent(like)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         for k in range(addresses.size):
@@ -56,6 +70,7 @@ def weighted_sum(inputs: Any, coefficients: Any, like: Any, out: Any) -> None:
         result = result_tile(out, start, m, rounded)
         _finish(total[:m], 1.0, total, False, result)
         store(result, out, start)
+    hold((scratch, for_codes))
 
 
 def result_tile(out: Any, start: Any, size: Any, rounded: Any) -> Any:
@@ -191,7 +206,9 @@ def masked_sum(
     inputs: Any, masks: Any, coefficients: Any, base: Any, has_base: Any, factor: Any, like: Any, out: Any
 ) -> None:
     """Store base + factor * sum c_k m_k (x_k - base) in float64, rounded once; without a base it counts as 0."""
-    scratch, rounded = aligned(3 * ROW, np.float64), aligned(TILE, like.dtype)
+    memory, for_codes = aligned(3 * ROW, np.float64), aligned(TILE, like.dtype)
+    scratch, rounded, base, out, like = lent(memory), lent(for_codes), lent(base), lent(out), lent(like)
+    inputs, masks = lent_inputs(inputs), lent_masks(masks)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         total, terms, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
@@ -205,6 +222,7 @@ def masked_sum(
         result = result_tile(out, start, m, rounded)
         _finish(total, factor, b, has_base, result)
         store(result, out, start)
+    hold((memory, for_codes))
 
 
 @jit
@@ -242,17 +260,21 @@ def elect(
     """
     count = coefficients.size
     groups = -(-count // GROUP)
-    terms = aligned(groups * GROUP * ROW, np.float64)
+    term_memory = aligned(groups * GROUP * ROW, np.float64)
+    sum_memory = aligned((5 + 2 * count_votes + 2 * has_gains) * ROW, np.float64)
+    for_codes = aligned(TILE, like.dtype)
+    terms, memory, rounded = lent(term_memory), lent(sum_memory), lent(for_codes)
+    inputs, masks = lent_inputs(inputs), lent_masks(masks)
+    base, out, like = lent(base), lent(out), lent(like)
     terms[:] = 0.0  # what fills up the last group stays so
     shares = np.zeros(groups * GROUP)
     shares[:count] = weights
-    sums = aligned(5 * ROW, np.float64)  # of the votes and of the weights of both sides, and the base
+    sums = memory[: 5 * ROW]  # of the votes and of the weights of both sides, and the base
     b = sums[4 * ROW :]
     b[:] = 0.0
-    counts = aligned(2 * ROW * count_votes, np.float64)
-    gained = aligned(2 * ROW * has_gains, np.float64)
+    counts = memory[5 * ROW : (5 + 2 * count_votes) * ROW]
+    gained = memory[(5 + 2 * count_votes) * ROW :]
     least = tiny if divide else np.inf
-    rounded = aligned(TILE, like.dtype)
     is_plain = not (count_votes or has_gains)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
@@ -279,6 +301,7 @@ def elect(
                 winning = gained
             _finish_election(deciding, winning, sums, least, factor, result)
         store(result, out, start)
+    hold((term_memory, sum_memory, for_codes))
 
 
 @jit

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import TILE, aligned, carray, element, jit, pointer  # first: it settles numba's cache folder  # isort: skip
-
 import numpy as np
 
-from raymerge.compute.kernels import CODES, ROW, fill_terms, tile_mask, widen
+from raymerge.compute.jit import (
+    TILE,
+    aligned,
+    carray,
+    element,
+    hold,
+    jit,
+    lent,
+    pointer,
+)  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.kernels import CODES, ROW, fill_terms, lent_inputs, lent_masks, tile_mask, widen
 from raymerge.compute.sums import LANES
 
 
@@ -23,9 +31,12 @@ def chunk_gram(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk:
     No mask may be set.
     """
     count = out.shape[1]
-    deltas = aligned(count * ROW, np.float64).reshape(count, ROW)
-    b = aligned(TILE, np.float64)
-    lanes = aligned(count * count * LANES, np.float64).reshape(count, count, LANES)
+    delta_memory = aligned((count + 1) * ROW, np.float64)
+    lane_memory = aligned(count * count * LANES, np.float64)
+    deltas, b = lent(delta_memory).reshape(count + 1, ROW), lent(delta_memory)[count * ROW :]
+    lanes = lent(lane_memory).reshape(count, count, LANES)
+    inputs, masks = lent_inputs(inputs), lent_masks(masks)
+    base, out, like = lent(base), lent(out), lent(like)
     addresses, packed = inputs
     is_plain = count == 2 and not has_base and packed.all()
     for i in range(out.shape[0]):
@@ -42,10 +53,11 @@ def chunk_gram(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk:
                 widen(base[start : start + m], b[:m])
             for k in range(count):
                 fill_terms(deltas[k, :m], inputs, masks, k, 1.0, b[:m], has_base, start, like)
-            _add_gram(lanes, deltas, m)
+            _add_gram(lanes, deltas[:count], m)
         for k in range(count):
             for other in range(k + 1):
                 out[i, k, other] = out[i, other, k] = _add_lanes(lanes[k, other])
+    hold((delta_memory, lane_memory))
 
 
 @jit
@@ -64,8 +76,10 @@ def chunk_sums(
     inputs: Any, masks: Any, base: Any, has_base: Any, squared: Any, n: Any, chunk: Any, like: Any, out: Any
 ) -> None:
     """Store in out[i] the sum of |x - base|, or of its square, over the i-th chunk, where the mask is set."""
-    scratch = aligned(2 * ROW, np.float64)
-    lanes = aligned(LANES, np.float64)
+    memory = aligned(2 * ROW + LANES, np.float64)
+    scratch, lanes = lent(memory)[: 2 * ROW], lent(memory)[2 * ROW :]
+    inputs, masks = lent_inputs(inputs), lent_masks(masks)
+    base, out, like = lent(base), lent(out), lent(like)
     for i in range(out.size):
         lanes[:] = 0.0
         last = min(n, (i + 1) * chunk)
@@ -82,6 +96,7 @@ def chunk_sums(
             else:
                 _add_values(lanes, terms)
         out[i] = _add_lanes(lanes)
+    hold((memory,))
 
 
 @jit
@@ -90,9 +105,11 @@ def chunk_norms(x: Any, masks: Any, base: Any, has_base: Any, chunk: Any, out: A
 
     That is None, written out or drawn.
     """
-    b = aligned(TILE, np.float64)
+    memory = aligned(TILE + 2 * LANES, np.float64)
+    b, lanes = lent(memory)[:TILE], lent(memory)[TILE:]
+    x, base, out = lent(x), lent(base), lent(out)
+    masks = lent_masks(masks)
     b[:] = 0.0
-    lanes = aligned(2 * LANES, np.float64)
     whole, kept = lanes[:LANES], lanes[LANES:]
     for i in range(out.shape[0]):
         lanes[:] = 0.0
@@ -103,6 +120,7 @@ def chunk_norms(x: Any, masks: Any, base: Any, has_base: Any, chunk: Any, out: A
                 widen(base[start : start + m], b[:m])
             _add_norms(whole, kept, x[start : start + m], b, tile_mask(masks, 0, start, m))
         out[i, 0], out[i, 1] = _add_lanes(whole), _add_lanes(kept)
+    hold((memory,))
 
 
 @jit
