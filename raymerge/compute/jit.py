@@ -11,6 +11,7 @@ CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
+from llvmlite import ir  # noqa: E402
 from numba.core import types  # noqa: E402
 from numba.extending import intrinsic, overload  # noqa: E402
 
@@ -40,6 +41,23 @@ def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
 
 
 pointer: Any = intrinsic(_pointer_to)
+
+
+def _prefetch(_context: Any, _address: Any) -> Any:
+    """The line of the cache that holds an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        reading, second_level, data = flag(0), flag(2), flag(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), reading, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
+prefetch: Any = intrinsic(_prefetch)
 
 
 def _float_of_bits(_context: Any, _bits: Any) -> Any:

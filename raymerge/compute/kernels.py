@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer  # first: numba's cache folder  # isort: skip
+# isort: off
+# First, because it settles where numba keeps compiled kernels.
+from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer, prefetch
+# isort: on
 
 import numpy as np
 from numba.core import types
@@ -28,6 +31,7 @@ from raymerge.compute.type_kernels import encode_bf16
 ROW = TILE + 64  # a tile's place beside others: 8 KiB apart they would share the same few lines of the cache
 DRAW_WORDS = TILE // 8 + TILE // 4 + 2  # 64-bit words: a byte and 16 random bits for each element of a tile
 GROUP = 4  # inputs whose votes are added in one loop
+LINE_BYTES = 64  # of the cache
 CODES = np.empty(0, np.uint16)  # arrays named for their type
 BYTES = np.empty(0, np.uint8)
 
@@ -50,6 +54,22 @@ def lent_inputs(inputs: Any) -> Any:
 def lent_masks(masks: Any) -> Any:
     written, limits, draws, words = masks
     return lent(written), lent(limits), lent(draws), lent(words)
+
+
+@jit
+def fetch_next(inputs: Any, base: Any, like: Any, start: Any, end: Any) -> None:
+    """Set the tile after the one from `start` on its way to the second-level cache; `end` is the block's.
+
+    The processor does not foresee it where streams are many and each is left so soon: an election of three inputs that
+    come from memory takes 1.65 ns per element, 1.9 without. Where little is computed, asking costs more than it gains.
+    """
+    last = min(end, start + 2 * TILE)
+    for k in range(inputs[0].size):
+        width = 2 if inputs[1][k] else like.itemsize
+        for j in range(start + TILE, last, LINE_BYTES // width):
+            prefetch(inputs[0][k] + np.uintp(j * width))
+    for j in range(start + TILE, min(last, base.size), LINE_BYTES // base.itemsize):
+        prefetch(np.uintp(base.ctypes.data) + np.uintp(j * base.itemsize))
 
 
 @jit
@@ -211,6 +231,7 @@ def masked_sum(
     inputs, masks = lent_inputs(inputs), lent_masks(masks)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
+        fetch_next(inputs, base, like, start, out.size)
         total, terms, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
         if has_base:
             widen(base[start : start + m], b)
@@ -278,6 +299,7 @@ def elect(
     is_plain = not (count_votes or has_gains)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
+        fetch_next(inputs, base, like, start, out.size)
         if has_base:
             widen(base[start : start + m], b[:m])
         for k in range(count):

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+# isort: off
+# First, because it settles where numba keeps compiled kernels.
+from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer
+# isort: on
+
 import numpy as np
 
-from raymerge.compute.jit import (
-    TILE,
-    aligned,
-    carray,
-    element,
-    hold,
-    jit,
-    lent,
-    pointer,
-)  # first: it settles numba's cache folder  # isort: skip
 from raymerge.compute.kernels import CODES, ROW, fill_terms, lent_inputs, lent_masks, tile_mask, widen
 from raymerge.compute.sums import LANES
 
