@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from raymerge.compute import kernels, random_kernels, rank_kernels, row_kernels  # isort: skip
-from raymerge.compute import selection_kernels, sum_kernels, type_kernels  # isort: skip
+from raymerge.compute import selection_kernels, sum_kernels, tile_kernels, type_kernels  # isort: skip
 # first, above: the kernels settle numba's cache folder
 
 import numpy as np
@@ -329,7 +329,7 @@ def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]
 def _masks(
     masks: Sequence[Mask], dtype: Any
 ) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """What kernels take for masks: see kernels.py."""
+    """What kernels take for masks: see tile_kernels.py."""
     limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
     limits[:, 1] = np.nan
     for i, mask in enumerate(masks):
@@ -340,7 +340,7 @@ def _masks(
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
     written = _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks])
-    return written, limits, draws, _empty(kernels.DRAW_WORDS, np.uint64)
+    return written, limits, draws, _empty(tile_kernels.DRAW_WORDS, np.uint64)
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:

@@ -94,14 +94,22 @@ def aligned(size: Any, dtype: Any) -> Any:
     return memory[start : start + size]
 
 
-@jit
 def lent(array: Any) -> Any:
     """The same elements without a count of references; `array`, contiguous, must be held as long as they are used.
 
     A slice or a call counts each array up and down, atomically: that took 40 ns for every input of every tile, a fifth
     of an election. What Python passes is held until the kernel returns; for scratch of its own see `hold`.
     """
-    return carray(pointer(array.ctypes.data, array), array.shape)
+    raise NotImplementedError("compiled code only")
+
+
+def _lent(array):  # type: ignore[no-untyped-def]
+    if array.layout != "C":
+        return None  # what lies with gaps between its elements is refused by the compiler
+    return lambda array: carray(pointer(array.ctypes.data, array), array.shape)
+
+
+overload(lent)(_lent)
 
 
 @jit

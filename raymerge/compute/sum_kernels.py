@@ -1,6 +1,6 @@
 """Numba kernels that add up over fixed chunks of a block: 64 lanes in element order, then those pairwise.
 
-For `inputs` and `masks` see kernels.py; `n` is the block's size, `like` an array of the type of floats.
+For `inputs` and `masks` see tile_kernels.py; `n` is the block's size, `like` an array of the type of floats.
 """
 # ruff: noqa: PLR0917  compiled functions are called by position
 
@@ -15,8 +15,8 @@ from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent
 
 import numpy as np
 
-from raymerge.compute.kernels import CODES, ROW, fill_terms, lent_inputs, lent_masks, tile_mask, widen
 from raymerge.compute.sums import LANES
+from raymerge.compute.tile_kernels import CODES, ROW, fill_terms, lent_inputs, lent_masks, tile_mask, widen
 
 
 @jit
