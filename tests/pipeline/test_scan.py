@@ -41,3 +41,12 @@ def test_a_sample_is_the_start_of_every_step_of_each_block(count: int, device: s
             assert np.array_equal(held, codes[places])
         start += unit
     assert start >= count
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [128, 128, 44]), ("torch:cpu", [64] * 4 + [44])])
+def test_blocks_are_twice_as_long_where_nothing_is_decoded(device: str, sizes: list[int]) -> None:
+    job = job_of(300)
+    raw = [np.zeros(600, np.uint8) for _ in range(2)]
+    scanner = Scanner(job, open_operations(device), 64, lambda _rows: held_windows(job, raw))
+    assert [block.count for block in scanner.scan(rows=False)] == sizes
+    assert [block.start for block in scanner.scan(rows=False)] == [sum(sizes[:i]) for i in range(len(sizes))]
