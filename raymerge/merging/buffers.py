@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import threading
@@ -52,12 +51,9 @@ def _map_buffer(nbytes: int) -> Bytes:
     """
     if nbytes < _MAP_FROM_BYTES:
         return np.empty(nbytes, dtype=np.uint8)
-    # Private: memory that could be shared gets no huge pages by default, and four times as costly page faults.
-    mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a hint: fewer page faults
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapping, dtype=np.uint8)
+    # Private: memory that could be shared has slower page faults. No huge pages are asked for: buffers are used again,
+    # so their faults are few, and a guest that reports free memory to its host gets those back at 2 s per GB.
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
 
 
 _idle_of_nobody: list[Bytes] = []

@@ -200,7 +200,7 @@ def scales(inputs: Inputs, open_keepers: OpenKeepers, *, rows: bool = False) -> 
 def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper], *, rows: bool) -> list[float]:
     sums = [(PairwiseSum(), PairwiseSum()) for _ in range(inputs.count)]
     chunk = inputs.row_length if rows else CHUNK_ELEMENTS
-    for block in inputs.scan(rows=rows):
+    for block in inputs.scan(rows=True) if rows else inputs.scan_to_count():
         for i, (all_entries, kept_entries) in enumerate(sums):
             mask = keepers[i](block, i)
             whole, kept = block.operations.chunk_norms(block.x[i], block.base, mask, chunk)
