@@ -25,7 +25,7 @@ RESCALE_MODE = Parameter(
 )
 
 
-MOST_MASK_BYTES = 16 << 20
+MOST_MASK_BYTES = 16 << 20  # twice as much would not fit the least task memory beside a store's upload
 
 Keeper = Callable[[Block, int], Mask]  # the mask of one input in a block; blocks come in element order
 OpenKeepers = Callable[[], Sequence[Keeper]]  # keepers carry state along one scan: open new ones for each

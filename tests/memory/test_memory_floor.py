@@ -13,6 +13,7 @@ from raymerge.dtypes import DType
 from raymerge.errors import PlanError
 from raymerge.methods import all_methods
 from raymerge.methods.declaration import Base
+from raymerge.methods.sparsify import MOST_MASK_BYTES
 from raymerge.planning.memory import FLOOR_BYTES, MIB, MemoryRules, project
 from raymerge.planning.nouns import JobInput, TensorJob
 
@@ -54,7 +55,15 @@ def test_the_refusal_tells_the_memory_as_given(budget_bytes: int, told: str) -> 
 
 
 @pytest.mark.parametrize("method", sorted(all_methods()))
-@pytest.mark.parametrize("shape", [(128_256, 16_384), (1_000_000_000, 1), (16_000, 131_072)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (128_256, 16_384),
+        (1_000_000_000, 1),
+        (16_000, 131_072),
+        pytest.param((8 * MOST_MASK_BYTES // 4 // 4_096, 4_096), id="most-masks-kept"),  # a bit each, of four inputs
+    ],
+)
 def test_every_method_merges_four_models_at_the_stated_floor(method: str, shape: tuple[int, ...]) -> None:
     declared = all_methods()[method]
     count = min(4, declared.max_inputs or 4)
