@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, jit  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import aligned, hold, jit, lent  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from raymerge.compute.random_kernels import high_bits, low_bits
 from raymerge.compute.selection_kernels import magnitudes
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
-TABLE = BUCKETS + 1
-TABLES = 4  # taken in turn: an increment waits for the last one of the same counter
-# Places of a row that are counted: each takes 0.2 us in a row of 4,096, all turns together 7, sorting all of it 26.
-MOST_BEFORE_TURNS, MOST_COUNTED = 32, 96
+TABLE, QUARTER = BUCKETS + 1, BUCKETS // 4
+ODD = 1 << 15  # in the code of an element: it is not the least magnitude that its bucket can hold
+MOST_COUNTED = 96  # places of a row: each takes 50 ns in a row of 4,096, sorting all of it 26 us
+SEGMENT = 1 << 15  # elements whose number 16 bits can hold
 RADIX_BITS = 11
 
 
@@ -29,30 +29,36 @@ def rank_mask(
 
     Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
     unsigned integers. Limits are monotone, so most random bits lie below or above all of them, and most others below or
-    above those of all places that the elements with the same highest bits take. Only what is left needs its place;
-    where that is much, as with many equal magnitudes, the row is sorted.
+    above those of all places that the elements of the same bucket take. Of what is left most are the least magnitude of
+    their bucket, as equal magnitudes of bfloat16 models are, and take their bucket's last places in turn. Only the rest
+    needs its place; where that is much, the row is sorted.
     """
     row_length = limits.size
     if row_length == 0:
         return
-    words = aligned(row_length // 4 + 2, np.uint64)
-    is_open = np.empty(row_length, np.uint8)
-    left = np.empty(row_length, np.uint32)
-    draws = aligned(row_length, np.uint64)  # of the elements in `left`
-    before = np.empty(TABLES * TABLE, np.uint32)
-    buckets = np.empty(row_length, np.uint32)
-    places = np.empty(row_length, np.uint32)
+    word_memory = aligned(row_length // 4 + 2, np.uint64)
+    draw_memory = aligned(row_length, np.uint64)  # of the elements in `left`
+    code_memory = aligned(2 * row_length, np.uint16)
+    place_memory = aligned(2 * row_length, np.uint32)
+    table_memory = aligned(4 * TABLE, np.uint32)
+    open_memory = aligned(row_length, np.uint8)
+    words, draws, is_open = lent(word_memory), lent(draw_memory), lent(open_memory)
+    buckets, codes = lent(code_memory)[:row_length], lent(code_memory)[row_length:]
+    left, places = lent(place_memory)[:row_length], lent(place_memory)[row_length:]
+    before, seen = lent(table_memory)[: 2 * TABLE].reshape(2, TABLE), lent(table_memory)[2 * TABLE :].reshape(2, TABLE)
     order = np.empty((2, row_length), np.uint32)
     keys = np.empty((2, row_length), bits.dtype)
+    x, base, limits = lent(x), lent(base), lent(limits)
+    values, bits, out = lent(values), lent(bits), lent(out)
     for start in range(0, out.size, row_length):
         end = start + row_length
         magnitudes(x[start:end], base[start:end], has_base, values)
         mask = out[start:end]
         count = _draw(key, first + np.uint64(start), limits, words, is_open, left, draws, mask)
-        _count_before(bits, buckets, before)
-        count = _decide_by_bucket(buckets, limits, before, left[:count], draws, mask)
-        if count > MOST_BEFORE_TURNS:
-            count = _decide_by_turn(bits, buckets, limits, before, left[:count], draws, is_open, places, mask)
+        _set_buckets(bits, buckets, codes)
+        _count_before(buckets, before[0], before[1])
+        count = _decide_by_bucket(buckets, limits, before[0], left[:count], draws, mask)
+        count = _decide_by_turn(codes, limits, before[0], seen, left[:count], draws, mask)
         if count > MOST_COUNTED:
             _sort(bits, keys, order, places)
             for i in range(count):
@@ -60,6 +66,7 @@ def rank_mask(
         else:
             for i in range(count):
                 mask[left[i]] = draws[i] < limits[_place(bits, left[i])]
+    hold((word_memory, draw_memory, code_memory, place_memory, table_memory, open_memory))
 
 
 @jit
@@ -83,31 +90,50 @@ def _draw(key: Any, first: Any, limits: Any, words: Any, is_open: Any, left: Any
 
 
 @jit
-def _count_before(bits: Any, buckets: Any, before: Any) -> None:
-    """Each element's bucket, 0 for the largest magnitudes, and how many elements the earlier buckets hold."""
+def _set_buckets(bits: Any, buckets: Any, codes: Any) -> None:
+    """Each element's bucket, 0 for the largest magnitudes, and its code: its bucket, marked where it is odd.
+
+    The least magnitude that a bucket can hold is one without lower bits, or 0 in the last, which holds all small ones.
+    """
     shift = bits.dtype.type(bits.itemsize * 8 - 16)
+    lower = bits.dtype.type((1 << (bits.itemsize * 8 - 16)) - 1)
+    last = bits.dtype.type(BUCKETS - 1)
     top = bits[0]
     for j in range(bits.size):
         top = max(top, bits[j])
     top >>= shift
-    last = bits.dtype.type(BUCKETS - 1)
     for j in range(bits.size):
-        buckets[j] = np.uint32(min(top - (bits[j] >> shift), last))
+        bucket = min(top - (bits[j] >> shift), last)
+        above = bits[j] if bucket == last else bits[j] & lower
+        buckets[j] = np.uint16(bucket)
+        codes[j] = np.uint16(bucket) | np.uint16(ODD if above != 0 else 0)
+
+
+@jit
+def _count_before(buckets: Any, before: Any, spare: Any) -> None:
+    """How many elements the buckets before each hold."""
     before[:] = 0
-    whole = bits.size // TABLES * TABLES
-    for j in range(0, whole, TABLES):
-        for table in range(TABLES):
-            before[np.uint32(table * TABLE) + buckets[j + table]] += np.uint32(1)
-    for j in range(whole, bits.size):
+    spare[:] = 0
+    for j in range(0, buckets.size // 2 * 2, 2):  # in turn: an increment waits for the last of its counter
         before[buckets[j]] += np.uint32(1)
-    for table in range(1, TABLES):
-        for bucket in range(TABLE):
-            before[bucket] += before[table * TABLE + bucket]
-    place = np.uint32(0)
+        spare[buckets[j + 1]] += np.uint32(1)
+    if buckets.size % 2:
+        before[buckets[buckets.size - 1]] += np.uint32(1)
     for bucket in range(TABLE):
-        found = before[bucket]
-        before[bucket] = place
-        place += found
+        before[bucket] += spare[bucket]
+    first = second = third = fourth = np.uint32(0)
+    for b in range(QUARTER):  # four sums side by side: an addition waits for the last of the same sum
+        counts = before[b], before[b + QUARTER], before[b + 2 * QUARTER], before[b + 3 * QUARTER]
+        before[b], before[b + QUARTER], before[b + 2 * QUARTER], before[b + 3 * QUARTER] = first, second, third, fourth
+        first, second = np.uint32(first + counts[0]), np.uint32(second + counts[1])
+        third, fourth = np.uint32(third + counts[2]), np.uint32(fourth + counts[3])
+    second = np.uint32(first + second)
+    third = np.uint32(second + third)
+    for b in range(QUARTER):
+        before[b + QUARTER] += first
+        before[b + 2 * QUARTER] += second
+        before[b + 3 * QUARTER] += third
+    before[BUCKETS] = buckets.size
 
 
 @jit
@@ -126,30 +152,33 @@ def _decide_by_bucket(buckets: Any, limits: Any, before: Any, left: Any, draws: 
 
 
 @jit
-def _decide_by_turn(
-    bits: Any, buckets: Any, limits: Any, before: Any, left: Any, draws: Any, is_odd: Any, places: Any, mask: Any
-) -> Any:
-    """Settle the elements in `left` of the least magnitude that their bucket can hold; moves the others to the front.
+def _decide_by_turn(codes: Any, limits: Any, before: Any, seen: Any, left: Any, draws: Any, mask: Any) -> Any:
+    """Settle the elements in `left` that are not odd; moves the others to the front and returns how many they are.
 
-    That is one without lower bits, or 0 in the last bucket, which holds all small ones. Such elements come after all
-    others of their bucket, in index order. Uses up `before`; returns how many elements are left.
+    They come after the odd ones of their bucket, in index order: their places are counted from their bucket's end.
+    `seen` keeps how many each bucket has from which element on.
     """
-    lower = bits.dtype.type((1 << (bits.itemsize * 8 - 16)) - 1)
-    last = np.uint32(BUCKETS - 1)
-    for j in range(bits.size):
-        is_odd[j] = bits[j] != 0 if buckets[j] == last else bits[j] & lower != 0
-    for j in range(bits.size):
-        before[buckets[j]] += np.uint32(is_odd[j])
-    for j in range(bits.size):
-        place = before[buckets[j]]
-        places[j] = place
-        before[buckets[j]] = place + np.uint32(1 - is_odd[j])
+    seen[0] = 0
+    seen[1] = codes.size
+    for i in range(left.size):
+        latest = np.uint32(left.size - 1 - i)
+        e = left[latest]
+        code = codes[e]
+        if code < np.uint16(ODD):
+            bucket = np.uint32(code)
+            for start in range(e, seen[1, bucket], SEGMENT):
+                segment = codes[start : min(start + SEGMENT, seen[1, bucket])]
+                found = np.uint16(0)
+                for j in range(segment.size):
+                    found = np.uint16(found + np.uint16(segment[j] == code))
+                seen[0, bucket] += np.uint32(found)
+            seen[1, bucket] = e
+            mask[e] = draws[latest] < limits[before[bucket + np.uint32(1)] - seen[0, bucket]]
     count = np.uint32(0)
     for i in range(left.size):
         e = left[i]
-        mask[e] = draws[i] < limits[min(places[e], np.uint32(limits.size - 1))]
         left[count], draws[count] = e, draws[i]
-        count += np.uint32(is_odd[e])
+        count += np.uint32(codes[e] >= np.uint16(ODD))
     return count
 
 
@@ -159,9 +188,9 @@ def _place(bits: Any, e: Any) -> Any:
     own, earlier, later = bits[e], bits[:e], bits[e:]
     place = np.uint32(0)
     for j in range(earlier.size):
-        place += np.uint32(earlier[j] >= own)
+        place = np.uint32(place + np.uint32(earlier[j] >= own))
     for j in range(later.size):
-        place += np.uint32(later[j] > own)
+        place = np.uint32(place + np.uint32(later[j] > own))
     return place
 
 

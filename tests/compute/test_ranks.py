@@ -26,6 +26,8 @@ def models(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         return (base + rng.normal(0, 0.002, count)).astype(np.float32), base
     if kind == "equal":
         return base + np.float32(0.5), np.zeros(count, np.float32) + base
+    if kind == "pairs on and off the grid":  # of the same bucket: turns are counted from behind those off it
+        return np.where(rng.random(count) < 0.5, 0.5, 0.5 + 2**-20).astype(np.float32), np.zeros(count, np.float32)
     if kind == "equal, off the grid":  # more than turns settle: such rows are sorted
         return np.full(count, 0.1, np.float32), np.zeros(count, np.float32)
     if kind == "few values":
@@ -56,6 +58,7 @@ def places(magnitudes: np.ndarray) -> np.ndarray:
         "less than a step",
         "equal",
         "equal, off the grid",
+        "pairs on and off the grid",
         "few values",
         "small beside large",
     ],
@@ -75,3 +78,12 @@ def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: s
         x, base = torch.from_numpy(x), torch.from_numpy(base)
     mask = np.asarray(operations.rank_mask(x, base, ours, key=KEY, start=START))
     assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
+
+
+def test_turns_are_counted_beyond_what_16_bits_hold() -> None:
+    count, place = 200_000, 1000
+    x, base = np.ones(count, np.float32), np.zeros(count, np.float32)
+    draws = np.array([element_bits(KEY, START + i) for i in range(count)], np.uint64)
+    limits = np.where(np.arange(count) <= 2 * place, draws[place], draws[place] + np.uint64(1))  # its place decides
+    mask = open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START)
+    assert np.array_equal(mask, draws < limits)
