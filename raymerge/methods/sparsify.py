@@ -130,11 +130,11 @@ def _keep_between(dropped: Threshold | None, kept: Threshold | None) -> Keeper:
 def keep_by_rank(inputs: Inputs) -> OpenKeepers:
     """Keep each change with probability density - epsilon + 2 epsilon rank, by its rank within its row.
 
-    Of tensors that are not too large, the masks that a pass for scales makes are kept for the one that combines.
+    The masks that a pass for scales makes are kept for the one that combines, as far as their bound allows.
     """
-    remembers = rank_state(inputs.shape, inputs.shared, inputs.count) > 0
+    room = rank_state(inputs.shape, inputs.shared, inputs.count) // inputs.count
     keepers = [
-        _keep_ranked(inputs, i, density, epsilon, {} if remembers else None) if density < 1 else _keep_all
+        _keep_ranked(inputs, i, density, epsilon, room) if density < 1 else _keep_all
         for i, (density, epsilon) in enumerate(
             zip(inputs.parameter("density"), inputs.parameter("epsilon"), strict=True)
         )
@@ -144,20 +144,23 @@ def keep_by_rank(inputs: Inputs) -> OpenKeepers:
 
 def rank_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
     """Bytes of the masks that `keep_by_rank` keeps: a bit for each element of each input, up to a bound."""
-    nbytes = count * -(-prod(shape) // 8)
-    return nbytes if shared["rescale"] and shared["rescale_mode"] == "l1" and nbytes <= MOST_MASK_BYTES else 0
+    nbytes = min(count * -(-prod(shape) // 8), MOST_MASK_BYTES)
+    return nbytes if shared["rescale"] and shared["rescale_mode"] == "l1" else 0
 
 
-def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, packed: dict[int, Array] | None) -> Keeper:
+def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, room: int) -> Keeper:
     limits = inputs.operations.rank_limits(density, epsilon, inputs.row_length)
+    packed: dict[tuple[int, int], Array] = {}  # by the block's first element and how many it has
+    left = room
 
     def keep(block: Block, _i: int) -> Mask:
-        if packed and block.start in packed:
-            return block.operations.unpack_mask(packed.pop(block.start), block.count)
+        nonlocal left
+        if (place := (block.start, block.count)) in packed:
+            return block.operations.unpack_mask(packed.pop(place), block.count)
         mask = block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
-        kept = block.operations.pack_mask(mask) if packed is not None else None
-        if packed is not None and kept is not None:
-            packed[block.start] = kept
+        if -(-block.count // 8) <= left and (kept := block.operations.pack_mask(mask)) is not None:
+            packed[place] = kept
+            left -= len(kept)
         return mask
 
     return keep

@@ -9,8 +9,9 @@ import pytest
 import selective_oracles as oracle
 from method_harness import assert_well_rounded, bf16_models, float_models, make_inputs, run_method, to_numpy
 
+from raymerge.compute.cpu_operations import CpuOperations
 from raymerge.errors import UsageError
-from raymerge.methods import method
+from raymerge.methods import method, sparsify
 from raymerge.methods.sparsify import keep_by_rank
 
 WEIGHT = (0.9, -0.4, 0.5)
@@ -68,6 +69,20 @@ def test_della_refuses_probabilities_outside_zero_and_one(name: str, density: fl
     x, base = float_models(1, 10)
     with pytest.raises(UsageError, match="inside"):
         run_method(name, x, base, each={key: (value,) for key, value in values.items()})
+
+
+@pytest.mark.parametrize("most", [0, 3 * 4096 // 8 + 5, 3 * 10_000])
+def test_della_is_the_same_however_many_of_its_masks_are_kept(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counted once: drawn for the scales, it is taken from what is kept or drawn again."""
+    x, base = bf16_models(3, (400, 64))
+    each = {"weight": (0.9, 0.4, 0.5), "density": (0.5, 0.3, 0.8), "epsilon": (0.15, 0.1, 0.19)}
+    monkeypatch.setattr(sparsify, "MOST_MASK_BYTES", most)
+    exact = oracle.della(x, base, *each.values(), signs=True, normalize=True)
+    packed = []
+    pack = CpuOperations.pack_mask
+    monkeypatch.setattr(CpuOperations, "pack_mask", lambda self, mask: packed.append(len(mask)) or pack(self, mask))
+    assert_well_rounded(run_method("della", x, base, each=each, block=4096), exact)
+    assert sum(packed) == {0: 0, 3 * 10_000: 3 * base.size}.get(most, 3 * 4096)
 
 
 def test_della_of_density_one_keeps_everything() -> None:
