@@ -226,14 +226,12 @@ class CpuOperations(Operations):
         sum_kernels.chunk_sums(_inputs((x,)), masks, *_base(base, x), squared, x.size, chunk, like, out)
         return out
 
-    def chunk_norms(
-        self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def chunk_norms(self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         if isinstance(mask, Limit):
             return super().chunk_norms(x, base, mask, chunk)
         out = np.empty((-(-x.size // chunk), 2))
         sum_kernels.chunk_norms(x, _masks((mask,), _float_type(x)), *_base(base, x), chunk, out)
-        return out[:, 0], out[:, 1]
+        return out
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
         return kept & ~dropped

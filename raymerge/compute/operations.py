@@ -191,11 +191,11 @@ class Operations(ABC):
     ) -> NDArray[np.float64]:
         """Sum of |x - base|, or its square, where the mask is set, in each chunk or row: shape (chunks,), float64."""
 
-    def chunk_norms(
-        self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Both sums of |x - base| in each chunk or row: over all elements, and where the mask is set."""
-        return self.chunk_sums(x, base, None, chunk=chunk), self.chunk_sums(x, base, mask, chunk=chunk)
+    def chunk_norms(self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
+        """Sums of |x - base| in each chunk or row, (chunks, 2): over all elements, and where the mask is set."""
+        import numpy as np
+
+        return np.stack([self.chunk_sums(x, base, which, chunk=chunk) for which in (None, mask)], axis=1)
 
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:

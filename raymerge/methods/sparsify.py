@@ -201,15 +201,17 @@ def scales(inputs: Inputs, open_keepers: OpenKeepers, *, rows: bool = False) -> 
 
 
 def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper], *, rows: bool) -> list[float]:
-    sums = [(PairwiseSum(), PairwiseSum()) for _ in range(inputs.count)]
+    import numpy as np
+
+    norms = PairwiseSum()  # of shape (chunks, inputs, 2)
     chunk = inputs.row_length if rows else CHUNK_ELEMENTS
     for block in inputs.scan(rows=True) if rows else inputs.scan_to_count():
-        for i, (all_entries, kept_entries) in enumerate(sums):
-            mask = keepers[i](block, i)
-            whole, kept = block.operations.chunk_norms(block.x[i], block.base, mask, chunk)
-            all_entries.add(whole)
-            kept_entries.add(kept)
-    return [_ratio(float(all_entries.total()), float(kept.total())) for all_entries, kept in sums]
+        found = [
+            block.operations.chunk_norms(x, block.base, keepers[i](block, i), chunk) for i, x in enumerate(block.x)
+        ]
+        norms.add(np.stack(found, axis=1))
+    totals = np.broadcast_to(norms.total(), (inputs.count, 2))
+    return [_ratio(float(whole), float(kept)) for whole, kept in totals]
 
 
 def _ratio(whole: float, kept: float) -> float:
