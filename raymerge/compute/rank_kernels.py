@@ -16,7 +16,7 @@ from raymerge.compute.selection_kernels import magnitudes
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 TABLE, QUARTER = BUCKETS + 1, BUCKETS // 4
 ODD = 1 << 15  # in the code of an element: it is not the least magnitude that its bucket can hold
-MOST_COUNTED = 96  # places of a row: each takes 50 ns in a row of 4,096, sorting all of it 26 us
+MOST_COUNTED = 96  # places of a row: each takes 0.08 us in a row of 4,096, sorting all of it 14 us
 SEGMENT = 1 << 15  # elements whose number 16 bits can hold
 RADIX_BITS = 11
 
