@@ -15,11 +15,16 @@ from llvmlite import ir  # noqa: E402
 from numba.core import types  # noqa: E402
 from numba.extending import intrinsic, overload  # noqa: E402
 
+from raymerge.compute.vectors import host_features  # noqa: E402
+
 TILE = 1024  # elements that kernels take at a time, so that what they make of them stays in the first-level cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _njit: Any = numba.njit  # Any: whether numba carries types depends on its version
+_config: Any = numba.config
+if _config.CPU_NAME is None and _config.CPU_FEATURES is None:  # unless the environment says otherwise
+    _config.CPU_FEATURES = host_features()  # read at the first compilation; kept kernels are told apart by it
 carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]
 
 
