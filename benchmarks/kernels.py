@@ -118,7 +118,8 @@ def selection(operations: Operations, n: int) -> dict[str, Callable[[], object]]
         for start in range(0, total, step):
             x, base = (stored[start : start + step] for stored in raw)
             if sample:
-                x, base = (each.reshape(-1, SAMPLE_STEP)[:, :SAMPLE_TAKE].ravel() for each in (x, base))
+                whole = len(x) // SAMPLE_STEP * SAMPLE_STEP
+                x, base = (each[:whole].reshape(-1, SAMPLE_STEP)[:, :SAMPLE_TAKE].ravel() for each in (x, base))
             yield [(x, base)]
 
     return {

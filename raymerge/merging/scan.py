@@ -18,7 +18,10 @@ from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import store_for
 
-SAMPLE_TAKE, SAMPLE_STEP = 64, 2048  # elements
+# Elements of a sample: the first ones of every so many. Where a page is touched first, reaching it costs more than
+# what is read there, so a sample takes long stretches of few pages: 512 bytes in every fourth. Steps are no multiple of
+# usual row lengths, so that stretches begin at different columns.
+SAMPLE_TAKE, SAMPLE_STEP = 256, 33 * 256
 
 Bytes = Any  # a 1-D uint8 numpy array
 Range = tuple[int, int]  # elements [start, end)
