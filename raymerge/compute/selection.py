@@ -20,7 +20,7 @@ HIGH_BINS = 1 << 15  # a magnitude's highest 16 bits, of which the sign's is 0
 MOST_BINS = 1 << 19  # a table of 2 MiB
 PAGE = 1 << 12  # entries of a table that are added up at a time
 SAMPLE_FROM = 1 << 18  # elements; a sample of fewer leaves too many patterns in question
-SAMPLE_SIGMAS = 6.0  # neighbouring elements resemble each other: far more than independent draws would need
+SAMPLE_SIGMAS = 8.0  # neighbouring elements resemble each other: far more than independent draws would need
 # What has to be counted: input, lowest pattern, patterns in an entry (as a shift), entries.
 Table = tuple[int, int, int, int]
 Pair = tuple["Array", "Array | None"]  # a block of one input, and of the base it is taken from
@@ -127,13 +127,16 @@ class _Search:
         above, inside = int(counts[-1]), counts[:-1]
         if self.takes_sample:
             self._guess(inside)
-        elif self._rank <= above:  # the sample misled
+            return
+        if self._rank <= above:  # the sample misled
             self._low += self._size
             self._size = (1 << self._bits) - self._low
-        elif self._rank > above + int(inside.sum()):
+            return
+        pages = _page_sums(inside)
+        if self._rank > above + int(pages.sum()):
             self._low, self._size = 0, self._low
         else:
-            self._narrow(above, inside, is_exact=is_exact)
+            self._narrow(above, inside, pages, is_exact=is_exact)
 
     def _guess(self, sampled: NDArray[np.integer[Any]]) -> None:
         """The entries between which the rank lies all but certainly."""
@@ -148,8 +151,10 @@ class _Search:
         self._low = (len(sampled) - 1 - lowest) * width
         self._size = (lowest - highest + 1) * width
 
-    def _narrow(self, above: int, inside: NDArray[np.integer[Any]], *, is_exact: bool) -> None:
-        entry, higher = _entry_of(self._rank - above, inside)
+    def _narrow(
+        self, above: int, inside: NDArray[np.integer[Any]], pages: NDArray[np.integer[Any]], *, is_exact: bool
+    ) -> None:
+        entry, higher = _entry_of(self._rank - above, inside, pages)
         higher += above
         equal = int(inside[entry])
         shift = self._shift
@@ -165,20 +170,26 @@ class _Search:
         return self._found
 
 
-def _entry_of(rank: int, counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
+def _page_sums(counts: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """What every PAGE entries add up to; no sum exceeds the table's type, which holds the count of all elements."""
+    import numpy as np
+
+    return np.add.reduceat(counts, range(0, len(counts), PAGE), dtype=counts.dtype)
+
+
+def _entry_of(rank: int, counts: NDArray[np.integer[Any]], pages: NDArray[np.integer[Any]]) -> tuple[int, int]:
     """Which entry of a table holds a rank, counted from its end, and how many elements the entries above hold."""
-    pages = range(0, len(counts), PAGE)
-    higher = 0
-    for start in reversed(pages):
-        page = counts[start : start + PAGE]
-        total = int(page.sum())
-        if higher + total >= rank:
-            from_the_top = page[::-1].cumsum()
-            place = int(from_the_top.searchsorted(rank - higher))
-            entry = len(page) - 1 - place
-            return start + entry, higher + int(from_the_top[place]) - int(page[entry])
-        higher += total
-    raise AssertionError("the rank lies outside the table")
+    page, higher = _place_of(rank, pages)
+    start = PAGE * page
+    entry, above = _place_of(rank - higher, counts[start : start + PAGE])
+    return start + entry, higher + above
+
+
+def _place_of(rank: int, counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
+    from_the_top = counts[::-1].cumsum()
+    place = int(from_the_top.searchsorted(rank))
+    entry = len(counts) - 1 - place
+    return entry, int(from_the_top[place]) - int(counts[entry])
 
 
 def _from_bits(bits: int, size: int) -> float:
