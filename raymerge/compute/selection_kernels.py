@@ -51,7 +51,7 @@ def count_equal(x: Any, base: Any, has_base: Any, threshold: Any, values: Any) -
         magnitudes(x[start:end], base[start:end], has_base, magnitude)
         found = np.int32(0)
         for j in range(magnitude.size):
-            found += np.int32(magnitude[j] == threshold)
+            found = np.int32(found + np.int32(magnitude[j] == threshold))
         count += found
     return count
 
@@ -79,7 +79,7 @@ def histogram_high(x: Any, base: Any, has_base: Any, bits: Any, values: Any, shi
         magnitudes(x[start : start + m], base[start : start + m], has_base, values[:m])
         found = np.int32(0)
         for j in range(m):
-            found += np.int32((bits[j] & below) != 0)
+            found = np.int32(found + np.int32((bits[j] & below) != 0))
         fine += found
         for j in range(m):
             out[bits[j] >> by] += 1
@@ -109,7 +109,7 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
         magnitudes(x[start:end], base[start:end], has_base, values[:m])
         over = np.int32(0)
         for j in range(m):
-            over += np.int32(bits[j] > last)
+            over = np.int32(over + np.int32(bits[j] > last))
             bits[j] -= first
         above += over
         for j in range(m):

@@ -30,7 +30,7 @@ def count_nonfinite_codes(codes: Any, exponent: Any) -> Any:
     """How many codes of 16 bits are infinite or NaN: have all bits of their type's exponent set."""
     count = np.int32(0)  # a loop of its own: one that rounds as well took twice as long as both
     for j in range(codes.size):
-        count += np.int32((codes[j] & exponent) == exponent)
+        count = np.int32(count + np.int32((codes[j] & exponent) == exponent))
     return count
 
 
