@@ -191,11 +191,17 @@ class Operations(ABC):
     ) -> NDArray[np.float64]:
         """Sum of |x - base|, or its square, where the mask is set, in each chunk or row: shape (chunks,), float64."""
 
-    def chunk_norms(self, x: Array, base: Array | None, mask: Mask, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
-        """Sums of |x - base| in each chunk or row, (chunks, 2): over all elements, and where the mask is set."""
+    def chunk_norms(
+        self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int = CHUNK_ELEMENTS
+    ) -> NDArray[np.float64]:
+        """Sums of |x_i - base| in each chunk or row, (chunks, K, 2): over all elements, and where its mask is set."""
         import numpy as np
 
-        return np.stack([self.chunk_sums(x, base, which, chunk=chunk) for which in (None, mask)], axis=1)
+        found = [
+            [self.chunk_sums(each, base, which, chunk=chunk) for which in (None, mask)]
+            for each, mask in zip(x, masks, strict=True)
+        ]
+        return np.moveaxis(np.array(found), 2, 0)
 
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:

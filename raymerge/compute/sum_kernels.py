@@ -95,26 +95,35 @@ def chunk_sums(
 
 
 @jit
-def chunk_norms(x: Any, masks: Any, base: Any, has_base: Any, chunk: Any, out: Any) -> None:
-    """Store in out[i] the sums of |x - base| over the i-th chunk: of all elements, and where mask 0 is set.
+def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
+    """Store in out[i, k] the sums of |x_k - base| over the i-th chunk: of all elements, and where mask k is set.
 
-    That is None, written out or drawn.
+    Masks are none, written out or drawn.
     """
-    memory = aligned(TILE + 2 * LANES, np.float64)
-    b, lanes = lent(memory)[:TILE], lent(memory)[TILE:]
-    x, base, out = lent(x), lent(base), lent(out)
-    masks = lent_masks(masks)
+    count = out.shape[1]
+    memory = aligned(ROW + 2 * count * LANES, np.float64)
+    b, lanes = lent(memory)[:TILE], lent(memory)[ROW:].reshape(count, 2, LANES)
+    inputs, masks = lent_inputs(inputs), lent_masks(masks)
+    base, out, like = lent(base), lent(out), lent(like)
+    addresses, packed = inputs
     b[:] = 0.0
-    whole, kept = lanes[:LANES], lanes[LANES:]
     for i in range(out.shape[0]):
         lanes[:] = 0.0
-        last = min(x.size, (i + 1) * chunk)
+        last = min(n, (i + 1) * chunk)
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
             if has_base:
                 widen(base[start : start + m], b[:m])
-            _add_norms(whole, kept, x[start : start + m], b, tile_mask(masks, 0, start, m))
-        out[i, 0], out[i, 1] = _add_lanes(whole), _add_lanes(kept)
+            for k in range(count):
+                mask = tile_mask(masks, k, start, m)
+                if packed[k]:
+                    codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]
+                    _add_norms(lanes[k, 0], lanes[k, 1], codes, b, mask)
+                else:
+                    x = carray(pointer(addresses[k], like), (start + m,))[start:]
+                    _add_norms(lanes[k, 0], lanes[k, 1], x, b, mask)
+        for k in range(count):
+            out[i, k, 0], out[i, k, 1] = _add_lanes(lanes[k, 0]), _add_lanes(lanes[k, 1])
     hold((memory,))
 
 

@@ -201,17 +201,13 @@ def scales(inputs: Inputs, open_keepers: OpenKeepers, *, rows: bool = False) -> 
 
 
 def _l1_scales(inputs: Inputs, keepers: Sequence[Keeper], *, rows: bool) -> list[float]:
-    import numpy as np
-
-    norms = PairwiseSum()  # of shape (chunks, inputs, 2)
+    norms = PairwiseSum()
     chunk = inputs.row_length if rows else CHUNK_ELEMENTS
     for block in inputs.scan(rows=True) if rows else inputs.scan_to_count():
-        found = [
-            block.operations.chunk_norms(x, block.base, keepers[i](block, i), chunk) for i, x in enumerate(block.x)
-        ]
-        norms.add(np.stack(found, axis=1))
-    totals = np.broadcast_to(norms.total(), (inputs.count, 2))
-    return [_ratio(float(whole), float(kept)) for whole, kept in totals]
+        masks = [keeper(block, i) for i, keeper in enumerate(keepers)]
+        norms.add(block.operations.chunk_norms(block.x, block.base, masks, chunk))
+    totals = norms.total()
+    return [_ratio(*pair) for pair in totals.tolist()] if totals.ndim else [0.0] * inputs.count
 
 
 def _ratio(whole: float, kept: float) -> float:

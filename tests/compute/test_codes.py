@@ -60,11 +60,11 @@ OPERATIONS: dict[str, Callable[[Operations, list[Any], Any], Any]] = {
     "Gram matrix": lambda o, x, b: o.chunk_gram(x, b, 1000),
     "sums": lambda o, x, b: o.chunk_sums(x[0], b, LIMIT, chunk=1000),
     "sums of squares": lambda o, x, b: o.chunk_sums(x[0], None, *drawn(o, 1), squared=True, chunk=1000),
-    "norms": lambda o, x, b: o.chunk_norms(x[0], b, *drawn(o, 1), 1000),
+    "norms": lambda o, x, b: o.chunk_norms(x, b, drawn(o, len(x)), 1000),
     "masked sum of bands": lambda o, x, b: o.masked_sum(x, b, [BAND, LIMIT, BAND], [0.5, 0.25, 2.0], 1.5),
     "sums of a band without a base": lambda o, x, b: o.chunk_sums(x[0], None, BAND, chunk=1000),
     "mask of a band": lambda o, x, b: o.write_mask(BAND, x[0], b),
-    "norms with a limit": lambda o, x, b: o.chunk_norms(x[0], b, LIMIT, 1000),
+    "norms with a limit": lambda o, x, b: o.chunk_norms(x[:1], b, (LIMIT,), 1000),
     "rank mask": lambda o, x, b: o.rank_mask(
         x[0][: ROW * 7], b[: ROW * 7], o.rank_limits(0.5, 0.2, ROW), key=3, start=0
     ),

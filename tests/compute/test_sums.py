@@ -85,3 +85,20 @@ def test_gram_matrices_are_added_in_one_order(count: int, has_base: bool, n: int
 
 def _chunks(values: np.ndarray, chunk: int) -> list[np.ndarray]:
     return np.split(values, range(chunk, values.size, chunk))
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+@pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 100])
+def test_norms_of_several_inputs_are_those_of_each_alone(device: str, chunk: int) -> None:
+    rng = np.random.default_rng(0)
+    n = 13_000
+    operations = open_operations(device)
+    x = [operations.decode(bytearray(rng.normal(size=n).astype(np.float32).tobytes()), _F32) for _ in range(4)]
+    masks = [None, operations.random_mask(1, 0, n, 1 << 63), operations.draw(2, 0, n, 1 << 62), operations.no_mask(n)]
+    for base in (None, x.pop()):
+        chosen = masks[: len(x)] if base is None else masks[1:]
+        norms = operations.chunk_norms(x, base, chosen, chunk)
+        assert norms.shape == (-(-n // chunk), len(x), 2)
+        for i, (each, mask) in enumerate(zip(x, chosen, strict=True)):
+            assert norms[:, i, 0].tobytes() == operations.chunk_sums(each, base, None, chunk=chunk).tobytes()
+            assert norms[:, i, 1].tobytes() == operations.chunk_sums(each, base, mask, chunk=chunk).tobytes()
