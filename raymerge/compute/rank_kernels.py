@@ -14,11 +14,15 @@ from raymerge.compute.random_kernels import high_bits, low_bits
 from raymerge.compute.selection_kernels import magnitudes
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
-TABLE, QUARTER = BUCKETS + 1, BUCKETS // 4
-ODD = 1 << 15  # in the code of an element: it is not the least magnitude that its bucket can hold
-MOST_COUNTED = 96  # places of a row: each takes 0.08 us in a row of 4,096, sorting all of it 14 us
+ELEMENTS = 6  # in a bucket: shorter rows join two, and these again; in rows of 700, all 1024 took a quarter longer
+MOST_HALVINGS = 5
 SEGMENT = 1 << 15  # elements whose number 16 bits can hold
+LEAST_GROUPS = 8  # tried before the row may be sorted instead
+MOST_GROUPS = 96  # magnitudes that a row may have left: one takes 0.08 us in a row of 4,096, sorting all of it 14 us
+MANY = 96  # the inverse of the share of a row that makes equal elements many: 40 is no better, four elements 10% slower
 RADIX_BITS = 11
+BELOW = (1 << LOW_BITS) - 1
+ALL_BITS, BYTES_OF_1 = (1 << 64) - 1, 0x0101010101010101  # of a word
 
 
 @jit
@@ -28,170 +32,255 @@ def rank_mask(
     """1 where an element's random bits lie below the limit of its place among its row's magnitudes, largest first.
 
     Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
-    unsigned integers. Limits are monotone, so most random bits lie below or above all of them, and most others below or
-    above those of all places that the elements of the same bucket take. Of what is left most are the least magnitude of
-    their bucket, as equal magnitudes of bfloat16 models are, and take their bucket's last places in turn. Only the rest
-    needs its place; where that is much, the row is sorted.
+    unsigned integers. Limits are monotone, so the highest 16 random bits of most elements lie below or above those of
+    all places that the elements of the same bucket take. What is left is settled by its place, equal magnitudes
+    together; where they are too many, the row is sorted. The other random bits are drawn only where the highest equal
+    the limit's.
     """
     row_length = limits.size
     if row_length == 0:
         return
     word_memory = aligned(row_length // 4 + 2, np.uint64)
-    draw_memory = aligned(row_length, np.uint64)  # of the elements in `left`
-    code_memory = aligned(2 * row_length, np.uint16)
-    place_memory = aligned(2 * row_length, np.uint32)
-    table_memory = aligned(4 * TABLE, np.uint32)
-    open_memory = aligned(row_length, np.uint8)
-    words, draws, is_open = lent(word_memory), lent(draw_memory), lent(open_memory)
-    buckets, codes = lent(code_memory)[:row_length], lent(code_memory)[row_length:]
-    left, places = lent(place_memory)[:row_length], lent(place_memory)[row_length:]
-    before, seen = lent(table_memory)[: 2 * TABLE].reshape(2, TABLE), lent(table_memory)[2 * TABLE :].reshape(2, TABLE)
+    open_memory = aligned(-(-row_length // 64) * 8, np.uint64)
+    short_memory = aligned(2 * row_length + 1, np.uint16)
+    place_memory = aligned(row_length + 64, np.uint32)
+    left_memory = aligned(2 * row_length + 2, np.uint32)
+    halvings = 0
+    while halvings < MOST_HALVINGS and (BUCKETS >> halvings) * ELEMENTS > row_length:
+        halvings += 1
+    table = BUCKETS >> halvings
+    count_memory = aligned(4 * table, np.uint16)
+    table_memory = aligned(2 * table, np.uint32)
+    words, open_words = lent(word_memory), lent(open_memory)
+    buckets, tops = lent(short_memory)[:row_length], lent(short_memory)[row_length:]
+    places, left, same = lent(place_memory), lent(left_memory)[: row_length + 1], lent(left_memory)[row_length + 1 :]
+    counts = lent(count_memory).reshape(4, table)
+    totals, bounds = lent(table_memory)[:table], lent(table_memory)[table:]
     order = np.empty((2, row_length), np.uint32)
     keys = np.empty((2, row_length), bits.dtype)
     x, base, limits = lent(x), lent(base), lent(limits)
     values, bits, out = lent(values), lent(bits), lent(out)
+    for place in range(row_length):
+        tops[place] = limits[place] >> np.uint64(LOW_BITS)
+    tops[row_length] = tops[row_length - 1]
+    open_words[:] = 0
     for start in range(0, out.size, row_length):
         end = start + row_length
+        number = first + np.uint64(start)
         magnitudes(x[start:end], base[start:end], has_base, values)
         mask = out[start:end]
-        count = _draw(key, first + np.uint64(start), limits, words, is_open, left, draws, mask)
-        _set_buckets(bits, buckets, codes)
-        _count_before(buckets, before[0], before[1])
-        count = _decide_by_bucket(buckets, limits, before[0], left[:count], draws, mask)
-        count = _decide_by_turn(codes, limits, before[0], seen, left[:count], draws, mask)
-        if count > MOST_COUNTED:
+        high = high_bits(key, number, row_length, words)
+        _set_buckets(bits, halvings, buckets)
+        _count(buckets, counts, totals)
+        _set_bounds(totals, tops, bounds)
+        _decide_by_bucket(buckets, bounds, high, places[:row_length], open_words.view(np.uint8), mask)
+        count = _list_open(open_words, left)
+        count = _decide_equals(
+            bits, buckets, totals, high, (limits, tops, key, number), left, count, same, open_words, places, mask
+        )
+        if count > 0:
             _sort(bits, keys, order, places)
             for i in range(count):
-                mask[left[i]] = draws[i] < limits[places[left[i]]]
+                mask[left[i]] = _is_kept(high, left[i], places[left[i]], (limits, tops, key, number))
+    hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
+
+
+@jit
+def _is_kept(high: Any, e: Any, place: Any, draw: Any) -> Any:
+    """Whether the random bits of element e lie below the limit of a place."""
+    limits, tops, key, first = draw
+    if high[e] == tops[place]:
+        return low_bits(key, first + np.uint64(e)) < (limits[place] & np.uint64(BELOW))
+    return high[e] < tops[place]
+
+
+@jit
+def _set_buckets(bits: Any, halvings: Any, buckets: Any) -> None:
+    """Each element's bucket, 0 for the largest magnitudes."""
+    dtype = bits.dtype.type
+    if bits.itemsize == 4:  # written out: a loop that shifts by a variable makes 64-bit numbers of all
+        for j in range(bits.size):
+            buckets[j] = bits[j] >> dtype(16)
+    else:
+        for j in range(bits.size):
+            buckets[j] = bits[j] >> dtype(48)
+    for _ in range(halvings):
+        for j in range(bits.size):
+            buckets[j] >>= np.uint16(1)
+    top = np.uint16(0)
+    for j in range(buckets.size):
+        top = max(top, buckets[j])
+    last = np.uint16((BUCKETS >> halvings) - 1)
+    for j in range(buckets.size):
+        buckets[j] = min(np.uint16(top - buckets[j]), last)
+
+
+@jit
+def _count(buckets: Any, counts: Any, totals: Any) -> None:
+    """How many elements each bucket holds."""
+    totals[:] = 0
+    first, second, third, fourth = counts[0], counts[1], counts[2], counts[3]
+    for start in range(0, buckets.size, SEGMENT):
+        segment = buckets[start : start + SEGMENT]
+        counts[:] = 0
+        whole = segment.size // 4 * 4
+        for j in range(0, whole, 4):  # in turn: an increment waits for the last of its counter
+            first[segment[j]] += np.uint16(1)
+            second[segment[j + 1]] += np.uint16(1)
+            third[segment[j + 2]] += np.uint16(1)
+            fourth[segment[j + 3]] += np.uint16(1)
+        for j in range(whole, segment.size):
+            first[segment[j]] += np.uint16(1)
+        for b in range(totals.size):
+            totals[b] += np.uint32(first[b]) + np.uint32(second[b]) + np.uint32(third[b]) + np.uint32(fourth[b])
+
+
+@jit
+def _set_bounds(totals: Any, tops: Any, bounds: Any) -> None:
+    """The highest limit bits of each bucket's first place, in the lower half, and of the place after its last."""
+    place, bound = np.uint32(0), np.uint32(tops[0])
+    for bucket in range(totals.size):
+        place = np.uint32(place + totals[bucket])
+        after = np.uint32(tops[place])
+        bounds[bucket] = after << np.uint32(16) | bound
+        bound = after
+
+
+@jit
+def _decide_by_bucket(buckets: Any, bounds: Any, high: Any, own: Any, is_open: Any, mask: Any) -> None:
+    """Settle the elements whose highest random bits lie outside the bounds of their bucket."""
+    for j in range(mask.size):  # apart: a loop that looks up is no vector, and deciding in it took twice as long
+        own[j] = bounds[buckets[j]]
+    limits = own.view(np.uint16)
+    for j in range(mask.size):
+        low, top = min(limits[2 * j], limits[2 * j + 1]), max(limits[2 * j], limits[2 * j + 1])
+        mask[j] = high[j] < low
+        is_open[j] = np.uint16(high[j] - low) <= np.uint16(top - low)  # below `low` it wraps
+
+
+@jit
+def _list_open(open_words: Any, left: Any) -> Any:
+    """Which elements are open, eight of which share a word; returns how many. Most runs of eight words have none."""
+    count = np.uint32(0)
+    is_open = open_words.view(np.uint8)
+    for first in range(0, open_words.size, 8):
+        found = np.uint64(0)
+        for i in range(8):
+            found |= open_words[first + i]
+        if found != 0:
+            for j in range(8 * first, 8 * first + 64):
+                left[count] = j
+                count += np.uint32(is_open[j])
+    return count
+
+
+@jit
+def _decide_equals(
+    bits: Any,
+    buckets: Any,
+    totals: Any,
+    high: Any,
+    draw: Any,
+    left: Any,
+    count: Any,
+    same: Any,
+    words: Any,
+    places: Any,
+    mask: Any,
+) -> Any:
+    """Settle the first `count` elements in `left`, those of one magnitude together.
+
+    Where there are too many magnitudes, the rest is left at the front; returns how many they are. `words` is scratch.
+    """
+    groups, whole = 0, count
+    while count > 0:
+        if groups >= LEAST_GROUPS and count * groups > MOST_GROUPS * (whole - count):
+            break
+        groups += 1
+        own = bits[left[0]]
+        end = _count_reaching(bits, own, totals, buckets[left[0]])
+        equal = _split(bits, own, left[:count], same)
+        count = np.uint32(count - equal)
+        if equal * MANY < bits.size:
+            _decide_by_turn(bits, own, end, high, draw, same[:equal], mask)
         else:
-            for i in range(count):
-                mask[left[i]] = draws[i] < limits[_place(bits, left[i])]
-    hold((word_memory, draw_memory, code_memory, place_memory, table_memory, open_memory))
-
-
-@jit
-def _draw(key: Any, first: Any, limits: Any, words: Any, is_open: Any, left: Any, draws: Any, mask: Any) -> Any:
-    """Settle the elements whose highest random bits do it, whatever their place; counts the others, in `left`."""
-    high = high_bits(key, first, mask.size, words)
-    lowest = np.uint16(min(limits[0], limits[-1]) >> np.uint64(LOW_BITS))
-    width = np.uint16(max(limits[0], limits[-1]) >> np.uint64(LOW_BITS)) - lowest
-    for j in range(mask.size):
-        mask[j] = high[j] < lowest
-    for j in range(mask.size):
-        is_open[j] = np.uint16(high[j] - lowest) <= width  # below `lowest` it wraps
-    count = np.uint32(0)
-    for j in range(mask.size):
-        left[count] = j
-        draws[count] = high[j]
-        count += np.uint32(is_open[j])
-    for i in range(count):
-        draws[i] = draws[i] << np.uint64(LOW_BITS) | low_bits(key, first + np.uint64(left[i]))
+            _set_places(bits, own, end, words, places)
+            for i in range(equal):
+                mask[same[i]] = _is_kept(high, same[i], _place_of(same[i], words, places), draw)
     return count
 
 
 @jit
-def _set_buckets(bits: Any, buckets: Any, codes: Any) -> None:
-    """Each element's bucket, 0 for the largest magnitudes, and its code: its bucket, marked where it is odd.
+def _count_reaching(bits: Any, own: Any, totals: Any, bucket: Any) -> Any:
+    """How many elements are at least as large as one of the bucket: where it is the least there, buckets tell.
 
-    The least magnitude that a bucket can hold is one without lower bits, or 0 in the last, which holds all small ones.
+    The last bucket holds all small magnitudes.
     """
-    shift = bits.dtype.type(bits.itemsize * 8 - 16)
-    lower = bits.dtype.type((1 << (bits.itemsize * 8 - 16)) - 1)
-    last = bits.dtype.type(BUCKETS - 1)
-    top = bits[0]
-    for j in range(bits.size):
-        top = max(top, bits[j])
-    top >>= shift
-    for j in range(bits.size):
-        bucket = min(top - (bits[j] >> shift), last)
-        above = bits[j] if bucket == last else bits[j] & lower
-        buckets[j] = np.uint16(bucket)
-        codes[j] = np.uint16(bucket) | np.uint16(ODD if above != 0 else 0)
-
-
-@jit
-def _count_before(buckets: Any, before: Any, spare: Any) -> None:
-    """How many elements the buckets before each hold."""
-    before[:] = 0
-    spare[:] = 0
-    for j in range(0, buckets.size // 2 * 2, 2):  # in turn: an increment waits for the last of its counter
-        before[buckets[j]] += np.uint32(1)
-        spare[buckets[j + 1]] += np.uint32(1)
-    if buckets.size % 2:
-        before[buckets[buckets.size - 1]] += np.uint32(1)
-    for bucket in range(TABLE):
-        before[bucket] += spare[bucket]
-    first = second = third = fourth = np.uint32(0)
-    for b in range(QUARTER):  # four sums side by side: an addition waits for the last of the same sum
-        counts = before[b], before[b + QUARTER], before[b + 2 * QUARTER], before[b + 3 * QUARTER]
-        before[b], before[b + QUARTER], before[b + 2 * QUARTER], before[b + 3 * QUARTER] = first, second, third, fourth
-        first, second = np.uint32(first + counts[0]), np.uint32(second + counts[1])
-        third, fourth = np.uint32(third + counts[2]), np.uint32(fourth + counts[3])
-    second = np.uint32(first + second)
-    third = np.uint32(second + third)
-    for b in range(QUARTER):
-        before[b + QUARTER] += first
-        before[b + 2 * QUARTER] += second
-        before[b + 3 * QUARTER] += third
-    before[BUCKETS] = buckets.size
-
-
-@jit
-def _decide_by_bucket(buckets: Any, limits: Any, before: Any, left: Any, draws: Any, mask: Any) -> Any:
-    """Settle the elements in `left` that need no exact place; moves the others, and their bits, to the front."""
+    low = bits.dtype.type((BUCKETS // totals.size << (bits.itemsize * 8 - 16)) - 1)
     count = np.uint32(0)
+    if own == 0 or (own & low == 0 and bucket < totals.size - 1):
+        for b in range(np.int64(bucket) + 1):
+            count = np.uint32(count + totals[b])
+    else:
+        for j in range(bits.size):
+            count = np.uint32(count + np.uint32(bits[j] >= own))
+    return count
+
+
+@jit
+def _split(bits: Any, own: Any, left: Any, same: Any) -> Any:
+    """Move the elements of one magnitude to `same`, the others in `left` to the front; counts the former."""
+    equal = others = np.uint32(0)
     for i in range(left.size):
         e = left[i]
-        bucket = buckets[e]
-        high, low = limits[before[bucket]], limits[before[bucket + np.uint32(1)] - np.uint32(1)]
-        draw = draws[i]
-        mask[e] = draw < min(low, high)
-        left[count], draws[count] = e, draw
-        count += np.uint32((draw >= min(low, high)) & (draw < max(low, high)))
-    return count
+        left[others] = same[equal] = e
+        is_equal = np.uint32(bits[e] == own)
+        equal = np.uint32(equal + is_equal)
+        others = np.uint32(others + np.uint32(1) - is_equal)
+    return equal
 
 
 @jit
-def _decide_by_turn(codes: Any, limits: Any, before: Any, seen: Any, left: Any, draws: Any, mask: Any) -> Any:
-    """Settle the elements in `left` that are not odd; moves the others to the front and returns how many they are.
+def _decide_by_turn(bits: Any, own: Any, end: Any, high: Any, draw: Any, same: Any, mask: Any) -> None:
+    """Settle some elements of one magnitude, whose places end before `end`, by how many equal ones follow each."""
+    place, later = np.uint32(end), bits.size
+    for i in range(same.size):
+        e = same[same.size - 1 - i]
+        part = bits[e:later]
+        for j in range(part.size):
+            place = np.uint32(place - np.uint32(part[j] == own))
+        mask[e] = _is_kept(high, e, place, draw)
+        later = e
 
-    They come after the odd ones of their bucket, in index order: their places are counted from their bucket's end.
-    `seen` keeps how many each bucket has from which element on.
+
+@jit
+def _sum_bytes(word: Any) -> Any:
+    """Of a word whose bytes add up to less than 256."""
+    return np.uint32((word * np.uint64(BYTES_OF_1)) >> np.uint64(56))
+
+
+@jit
+def _set_places(bits: Any, own: Any, end: Any, words: Any, places: Any) -> None:
+    """Mark the elements of one magnitude by a byte of 1, and count for each word of eight which place its first takes.
+
+    `end` is the place after the last.
     """
-    seen[0] = 0
-    seen[1] = codes.size
-    for i in range(left.size):
-        latest = np.uint32(left.size - 1 - i)
-        e = left[latest]
-        code = codes[e]
-        if code < np.uint16(ODD):
-            bucket = np.uint32(code)
-            for start in range(e, seen[1, bucket], SEGMENT):
-                segment = codes[start : min(start + SEGMENT, seen[1, bucket])]
-                found = np.uint16(0)
-                for j in range(segment.size):
-                    found = np.uint16(found + np.uint16(segment[j] == code))
-                seen[0, bucket] += np.uint32(found)
-            seen[1, bucket] = e
-            mask[e] = draws[latest] < limits[before[bucket + np.uint32(1)] - seen[0, bucket]]
-    count = np.uint32(0)
-    for i in range(left.size):
-        e = left[i]
-        left[count], draws[count] = e, draws[i]
-        count += np.uint32(codes[e] >= np.uint16(ODD))
-    return count
+    is_equal = words.view(np.uint8)
+    for j in range(bits.size):
+        is_equal[j] = bits[j] == own
+    place = np.uint32(end)
+    for i in range(words.size):
+        word = words.size - 1 - i
+        place = np.uint32(place - _sum_bytes(words[word]))
+        places[word] = place
 
 
 @jit
-def _place(bits: Any, e: Any) -> Any:
-    """How many elements come before element e."""
-    own, earlier, later = bits[e], bits[:e], bits[e:]
-    place = np.uint32(0)
-    for j in range(earlier.size):
-        place = np.uint32(place + np.uint32(earlier[j] >= own))
-    for j in range(later.size):
-        place = np.uint32(place + np.uint32(later[j] > own))
-    return place
+def _place_of(e: Any, words: Any, places: Any) -> Any:
+    """The place of an element that `_set_places` marked."""
+    word = e // np.uint32(8)
+    earlier = words[word] & ~(np.uint64(ALL_BITS) << np.uint64(e % np.uint32(8) * np.uint32(8)))
+    return np.uint32(places[word] + _sum_bytes(earlier))
 
 
 @jit

@@ -35,6 +35,8 @@ def models(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     if kind == "small beside large":  # all but a few in the last bucket, zeros among them
         small = rng.integers(-40, 41, count) * 1e-9 * rng.integers(0, 2, count)
         return np.where(rng.random(count) < 0.01, 1.0, small).astype(np.float32), np.zeros(count, np.float32)
+    if kind == "mostly unchanged":
+        return truncated(base + rng.normal(0, 2e-3, count) * (rng.random(count) < 0.3)), base
     step = {"steps of a grid": 2e-3, "one step of a grid": 2e-4, "less than a step": 2e-5}[kind]
     return truncated(base + rng.normal(0, step, count)), base
 
@@ -61,6 +63,7 @@ def places(magnitudes: np.ndarray) -> np.ndarray:
         "pairs on and off the grid",
         "few values",
         "small beside large",
+        "mostly unchanged",
     ],
 )
 def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: str, dtype: Any) -> None:
@@ -87,3 +90,25 @@ def test_turns_are_counted_beyond_what_16_bits_hold() -> None:
     limits = np.where(np.arange(count) <= 2 * place, draws[place], draws[place] + np.uint64(1))  # its place decides
     mask = open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START)
     assert np.array_equal(mask, draws < limits)
+
+
+@pytest.mark.parametrize("kind", ["far from a grid", "less than a step", "mostly unchanged", "equal, off the grid"])
+@pytest.mark.parametrize("row_length", [7, 300, 4096, 70_001])
+def test_limits_may_rise_along_the_places(kind: str, row_length: int) -> None:
+    x, base = models(kind, row_length)
+    limits = np.ascontiguousarray(rank_limits(0.5, 0.45, row_length)[::-1])
+    draws = np.array([element_bits(KEY, START + i) for i in range(row_length)], np.uint64)
+    mask = open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START)
+    assert np.array_equal(mask, draws < limits[places(np.abs(x - base))])
+
+
+@pytest.mark.parametrize("row_length", [7, 300, 4096])
+def test_limits_whose_highest_bits_are_those_drawn_are_settled_by_the_others(row_length: int) -> None:
+    draws = np.array([element_bits(KEY, START + i) for i in range(row_length)], np.uint64)
+    own_places = places(draws.astype(np.float64))
+    x, base = (row_length - own_places).astype(np.float32), np.zeros(row_length, np.float32)
+    operations = open_operations("cpu")
+    for above in (0, 1):
+        limits = np.sort(draws)[::-1] + np.uint64(above)
+        mask = operations.rank_mask(x, base, np.ascontiguousarray(limits), key=KEY, start=START)
+        assert np.array_equal(mask, np.full(row_length, above))
