@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import TILE, aligned, jit  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import TILE, aligned, inlined, jit  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
 from raymerge.compute.random_bits import GOLDEN, LOW_BITS, MIX_1, MIX_2
 
 
-@jit
+@inlined
 def mixed(z: Any) -> Any:
     """SplitMix64's finaliser: see random_bits.splitmix."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
@@ -24,7 +24,7 @@ def mixed(z: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
-@jit
+@inlined
 def high_bits(key: Any, first: Any, count: Any, words: Any) -> Any:
     """The highest 16 random bits of `count` elements from `first` on, in `words`."""
     skipped = np.int64(first % np.uint64(4))
@@ -41,7 +41,7 @@ def low_bits(key: Any, element: Any) -> Any:
     return mixed(mixed(key) + (element + np.uint64(1)) * np.uint64(GOLDEN)) >> np.uint64(64 - LOW_BITS)
 
 
-@jit
+@inlined
 def drawn_mask(draw: Any, start: Any, words: Any, mask: Any) -> None:
     """1 where the random bits of the elements from the `start`-th on lie below the limit."""
     key, first, limit = draw[1], draw[2] + np.uint64(start), draw[3]

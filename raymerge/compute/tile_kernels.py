@@ -15,7 +15,7 @@ from typing import Any
 
 # isort: off
 # First, because it settles where numba keeps compiled kernels.
-from raymerge.compute.jit import TILE, carray, element, jit, lent, pointer, prefetch
+from raymerge.compute.jit import TILE, carray, element, inlined, jit, lent, pointer, prefetch
 # isort: on
 
 import numpy as np
@@ -32,7 +32,7 @@ CODES = np.empty(0, np.uint16)  # arrays named for their type
 BYTES = np.empty(0, np.uint8)
 
 
-@jit
+@inlined
 def widen(x: Any, out: Any) -> None:
     """Elements as float64."""
     for j in range(out.size):
@@ -52,7 +52,7 @@ def lent_masks(masks: Any) -> Any:
     return lent(written), lent(limits), lent(draws), lent(words)
 
 
-@jit
+@inlined
 def fetch_next(inputs: Any, base: Any, like: Any, start: Any, end: Any) -> None:
     """Set the tile after the one from `start` on its way to the second-level cache; `end` is the block's.
 
@@ -68,7 +68,7 @@ def fetch_next(inputs: Any, base: Any, like: Any, start: Any, end: Any) -> None:
         prefetch(np.uintp(base.ctypes.data) + np.uintp(j * base.itemsize))
 
 
-@jit
+@inlined
 def fill_terms(
     terms: Any,
     inputs: Any,
@@ -93,7 +93,7 @@ def fill_terms(
         _fill(terms, x, masks, k, coefficient, base, has_base, start)
 
 
-@jit
+@inlined
 def _fill(terms: Any, x: Any, masks: Any, k: Any, coefficient: Any, base: Any, has_base: Any, start: Any) -> None:
     if masks[0][k] != 0 or masks[2][k, 0] != 0:
         _fill_set(terms, x, base, has_base, tile_mask(masks, k, start, terms.size), coefficient)
@@ -101,7 +101,7 @@ def _fill(terms: Any, x: Any, masks: Any, k: Any, coefficient: Any, base: Any, h
         _fill_kept(terms, x, base, has_base, masks[1][k], coefficient)
 
 
-@jit
+@inlined
 def _fill_set(terms: Any, x: Any, base: Any, has_base: Any, mask: Any, coefficient: Any) -> None:
     if has_base:
         for j in range(terms.size):
@@ -112,7 +112,7 @@ def _fill_set(terms: Any, x: Any, base: Any, has_base: Any, mask: Any, coefficie
             terms[j] = coefficient * np.float64(element(x, j)) if mask[j] != 0 else 0.0
 
 
-@jit
+@inlined
 def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limits: Any, coefficient: Any) -> None:
     m = terms.size
     limit, end = limits[0], limits[1]
@@ -139,7 +139,7 @@ def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limits: Any, coeffi
             terms[j] = 0.0 if abs(value) < limit else coefficient * value
 
 
-@jit
+@inlined
 def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
     """Bytes of mask k for the tile from `start`: not 0 where it is set. Limits are not looked at."""
     if masks[0][k] != 0:
