@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from raymerge.compute.kernel_cache import pin_kernel_cache
+from raymerge.compute.kernel_cache import VARIABLE, pin_kernel_cache
 
 CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
 
@@ -23,6 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _njit: Any = numba.njit  # Any: whether numba carries types depends on its version
 _config: Any = numba.config
+_config.CACHE_DIR = os.environ.get(VARIABLE, "")  # read when numba is imported, which others may have done before
 if _config.CPU_NAME is None and _config.CPU_FEATURES is None:  # unless the environment says otherwise
     _config.CPU_FEATURES = host_features()  # read at the first compilation; kept kernels are told apart by it
 carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]

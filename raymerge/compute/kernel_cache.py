@@ -14,7 +14,8 @@ def pin_kernel_cache() -> bool:
     """Name one folder per user and version for numba's cache, unless the environment names one. Call before numba.
 
     Numba's own choice lies beside the source file, which a Ray worker may find at another path in every run, or not be
-    allowed to write. False: no folder can be written, so kernels must be compiled without a cache.
+    allowed to write. And it looks at each file alone: kernels of two versions, with different sizes of scratch, would
+    be mixed. False: no folder can be written, so kernels must be compiled without a cache.
     """
     named = os.environ.get(VARIABLE)
     if named:

@@ -42,6 +42,11 @@ def test_kernels_are_kept_per_user_and_version(tmp_path: Path) -> None:
     assert list(folder.rglob("*.nbi"))
 
 
+def test_kernels_are_kept_there_by_whoever_imported_numba_before(tmp_path: Path) -> None:
+    python(f"import numba\n{RUN}", XDG_CACHE_HOME=str(tmp_path))
+    assert list((tmp_path / "raymerge").rglob("*.nbi"))
+
+
 def test_a_named_cache_folder_is_respected(tmp_path: Path) -> None:
     python(RUN, NUMBA_CACHE_DIR=str(tmp_path / "here"), XDG_CACHE_HOME=str(tmp_path / "there"))
     assert list((tmp_path / "here").rglob("*.nbi"))
