@@ -108,7 +108,7 @@ overload(element)(_element)
 @jit
 def aligned(size: Any, dtype: Any) -> Any:
     """Scratch that starts on a cache line: vectors that straddle two made the loops over it a third slower."""
-    memory = np.empty(size + 16, dtype)
+    memory = np.empty(size + 64, dtype)  # enough of the smallest elements
     start = (64 - memory.ctypes.data % 64) % 64 // memory.itemsize
     return memory[start : start + size]
 
