@@ -98,7 +98,7 @@ def tiny(config: Path) -> Path:
 
 
 def contenders(options: argparse.Namespace) -> list[Contender]:
-    own = (sys.executable, "-m", "raymerge", "merge")
+    own = (str(Path(sys.executable).with_name("raymerge")), "merge")  # as installed, whatever folder this runs in
     known = {
         "raymerge": Contender(name="raymerge", command=own, options=("--executor", "inline", "--quiet")),
         "raymerge-ray": Contender(name="raymerge-ray", command=own, options=("--executor", "ray", "--quiet")),
