@@ -19,10 +19,6 @@ _MOST_BYTES = 12 << 20  # the first tensors are there the sooner, the less is re
 # Of a task's room for one batch, so that the next ones arrive while it merges.
 _BATCHES_IN_ROOM = 4
 
-# How much longer the largest tensor may take for its size than others: it comes in windows, which was seen to take 1.5
-# to 2.4 times as long. Begun too early it only waits for its turn to be written.
-_SLOWER_ALONE = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -112,8 +108,8 @@ class EarlyStart:
 def early_start(steps: Sequence[Step], threads: int) -> EarlyStart | None:
     """Which of the last steps would be merged alone while other threads are idle, and is to begin before them.
 
-    As soon as the rest can be shared by the other threads in the time that the largest takes at most; None where that
-    is so in file order, or where steps other than batches are among them.
+    As soon as the rest can be shared by the other threads in the time that the largest takes; None where that is so in
+    file order, or where steps other than batches are among them.
     """
     total = largest_work = 0
     largest: Batch | None = None
@@ -124,7 +120,7 @@ def early_start(steps: Sequence[Step], threads: int) -> EarlyStart | None:
         total += step.held_bytes
         if largest is None or step.held_bytes >= largest_work:
             largest, largest_work = step, step.held_bytes
-        if total - largest_work > _SLOWER_ALONE * largest_work * (threads - 1):
+        if total - largest_work > largest_work * (threads - 1):
             break
         if largest is not step:
             found = EarlyStart(batch=largest, left=left)
