@@ -20,7 +20,9 @@ HIGH_BINS = 1 << 15  # a magnitude's highest 16 bits, of which the sign's is 0
 MOST_BINS = 1 << 19  # a table of 2 MiB
 PAGE = 1 << 12  # entries of a table that are added up at a time
 SAMPLE_FROM = 1 << 18  # elements; a sample of fewer leaves too many patterns in question
-SAMPLE_SIGMAS = 8.0  # neighbouring elements resemble each other: far more than independent draws would need
+# Neighbouring elements resemble each other: far more than independent draws would need. Of matrices with 30% of their
+# rows unchanged 6 missed three of four medians, 8 none; with rows of magnitudes e^N(0, 1) it missed one of four.
+SAMPLE_SIGMAS = 8.0
 # What has to be counted: input, lowest pattern, patterns in an entry (as a shift), entries.
 Table = tuple[int, int, int, int]
 Pair = tuple["Array", "Array | None"]  # a block of one input, and of the base it is taken from
@@ -186,6 +188,7 @@ def _entry_of(rank: int, counts: NDArray[np.integer[Any]], pages: NDArray[np.int
 
 
 def _place_of(rank: int, counts: NDArray[np.integer[Any]]) -> tuple[int, int]:
+    """The entry that holds a rank counted from the end, which must not lie beyond, and the sum of those above it."""
     from_the_top = counts[::-1].cumsum()
     place = int(from_the_top.searchsorted(rank))
     entry = len(counts) - 1 - place

@@ -49,7 +49,7 @@ def count_equal(x: Any, base: Any, has_base: Any, threshold: Any, values: Any) -
         end = min(start + TILE, x.size)
         magnitude = values[: end - start]
         magnitudes(x[start:end], base[start:end], has_base, magnitude)
-        found = np.int32(0)
+        found = np.int32(0)  # and again below: a sum of two is 64 bits wide, and the loop took 0.21 ns for 0.16
         for j in range(magnitude.size):
             found = np.int32(found + np.int32(magnitude[j] == threshold))
         count += found
