@@ -31,23 +31,28 @@ from raymerge.compute.tile_kernels import (
 )
 
 GROUP = 4  # inputs whose votes are added in one loop
+PART = TILE // 4  # elements elected before more of the next tile is fetched
 
 
 @jit
 def weighted_sum(inputs: Any, coefficients: Any, like: Any, out: Any) -> None:
     """Store sum c_k a_k, accumulated in float64 in the order of the inputs, rounded once."""
-    addresses, packed = lent_inputs(inputs)
+    inputs = lent_inputs(inputs)
+    addresses, packed = inputs
+    count = addresses.size
     scratch, for_codes = aligned(TILE, np.float64), aligned(TILE, like.dtype)
     total, rounded, out, like = lent(scratch), lent(for_codes), lent(out), lent(like)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
-        for k in range(addresses.size):
+        for k in range(count):
+            fetch_next(inputs, like[:0], like, start, out.size, k, count + 1)
             if packed[k]:
                 codes = carray(pointer(addresses[k], CODES), (out.size,))[start : start + m]
                 _add_scaled(codes, coefficients[k], k == 0, total)
             else:
                 x = carray(pointer(addresses[k], like), (out.size,))[start : start + m]
                 _add_scaled(x, coefficients[k], k == 0, total)
+        fetch_next(inputs, like[:0], like, start, out.size, count, count + 1)
         result = result_tile(out, start, m, rounded)
         _finish(total[:m], 1.0, total, False, result)
         store(result, out, start)
@@ -74,12 +79,12 @@ def masked_sum(
     inputs, masks = lent_inputs(inputs), lent_masks(masks)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
-        fetch_next(inputs, base, like, start, out.size)
         total, terms, b = scratch[:m], scratch[ROW : ROW + m], scratch[2 * ROW : 2 * ROW + m]
         if has_base:
             widen(base[start : start + m], b)
         total[:] = 0.0
         for k in range(coefficients.size):
+            fetch_next(inputs, base, like, start, out.size, k, coefficients.size)
             fill_terms(terms, inputs, masks, k, coefficients[k], b, has_base, start, like)
             for j in range(m):
                 total[j] += terms[j]
@@ -142,20 +147,23 @@ def elect(
     is_plain = not (count_votes or has_gains)
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
-        fetch_next(inputs, base, like, start, out.size)
         if has_base:
             widen(base[start : start + m], b[:m])
         for k in range(count):
             row = terms[k * ROW : k * ROW + m]
             fill_terms(row, inputs, masks, k, coefficients[k], b[:m], has_base, start, like)
         result = result_tile(out, start, m, rounded)
-        if count == 2 and is_plain:
-            _elect_of_two(terms, shares, b, least, factor, result)
-        elif count == 3 and is_plain:
-            _elect_of_three(terms, shares, b, least, factor, result)
+        if is_plain and count in (2, 3):
+            for j in range(0, m, PART):
+                fetch_next(inputs, base, like, start, out.size, j // PART, TILE // PART)
+                if count == 2:
+                    _elect_of_two(terms[j:], shares, b[j:], least, factor, result[j : j + PART])
+                else:
+                    _elect_of_three(terms[j:], shares, b[j:], least, factor, result[j : j + PART])
         else:
             sums[: 4 * ROW] = 0.0
             for first in range(0, count, GROUP):
+                fetch_next(inputs, base, like, start, out.size, first // GROUP, groups)
                 _add_sides(terms[first * ROW :], shares[first:], m, sums)
             deciding, winning = sums, sums
             if count_votes:

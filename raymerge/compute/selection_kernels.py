@@ -12,6 +12,8 @@ from raymerge.compute.jit import TILE, aligned, element, jit  # first: it settle
 
 import numpy as np
 
+from raymerge.compute.tile_kernels import fetch
+
 
 @jit
 def magnitudes(x: Any, base: Any, has_base: Any, out: Any) -> None:
@@ -107,11 +109,15 @@ def histogram_window(x: Any, base: Any, has_base: Any, bits: Any, values: Any, l
         end = min(start + TILE, x.size)
         m = end - start
         magnitudes(x[start:end], base[start:end], has_base, values[:m])
+        after = min(end + TILE, x.size)  # fetched in two parts: see tile_kernels.fetch_next
+        fetch(np.uintp(x.ctypes.data), x.itemsize, end, after)
         over = np.int32(0)
         for j in range(m):
             over = np.int32(over + np.int32(bits[j] > last))
             bits[j] -= first
         above += over
+        if has_base:
+            fetch(np.uintp(base.ctypes.data), base.itemsize, end, after)
         for j in range(m):
             inside[j] = bits[j] < width
         inside[m : -(-m // 8) * 8] = 0

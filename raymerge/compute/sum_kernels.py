@@ -16,7 +16,7 @@ from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent
 import numpy as np
 
 from raymerge.compute.sums import LANES
-from raymerge.compute.tile_kernels import CODES, ROW, fill_terms, lent_inputs, lent_masks, tile_mask, widen
+from raymerge.compute.tile_kernels import CODES, ROW, fetch_next, fill_terms, lent_inputs, lent_masks, tile_mask, widen
 
 
 @jit
@@ -115,7 +115,9 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
             if has_base:
                 widen(base[start : start + m], b[:m])
             for k in range(count):
+                fetch_next(inputs, base, like, start, last, 2 * k, 2 * count)
                 mask = tile_mask(masks, k, start, m)
+                fetch_next(inputs, base, like, start, last, 2 * k + 1, 2 * count)
                 if packed[k]:
                     codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]
                     _add_norms(lanes[k, 0], lanes[k, 1], codes, b, mask)

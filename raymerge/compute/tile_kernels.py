@@ -53,19 +53,25 @@ def lent_masks(masks: Any) -> Any:
 
 
 @inlined
-def fetch_next(inputs: Any, base: Any, like: Any, start: Any, end: Any) -> None:
-    """Set the tile after the one from `start` on its way to the second-level cache; `end` is the block's.
+def fetch(address: Any, width: Any, first: Any, end: Any) -> None:
+    """Set elements of `width` bytes on their way to the second-level cache: those from `first` on, before `end`."""
+    for j in range(first, end, LINE_BYTES // width):
+        prefetch(address + np.uintp(j * width))
 
-    The processor does not foresee it where streams are many and each is left so soon: an election of three inputs that
-    come from memory takes 1.65 ns per element, 1.9 without. Where little is computed, asking costs more than it gains.
+
+@inlined
+def fetch_next(inputs: Any, base: Any, like: Any, start: Any, end: Any, part: Any, parts: Any) -> None:
+    """Fetch one of so many parts of the tile after the one from `start`, of all inputs; `end` is the block's.
+
+    The processor does not foresee it where streams are many and each is left so soon. But it waits where it is asked
+    for more lines than it can have under way (16 on Intel's), so kernels ask little by little, between their loops: an
+    election of three inputs that come from memory takes 2.3 ns per element, 2.8 where all is asked for at once.
     """
-    last = min(end, start + 2 * TILE)
+    first = start + TILE + TILE * part // parts
+    last = min(end, start + TILE + TILE * (part + 1) // parts)
     for k in range(inputs[0].size):
-        width = 2 if inputs[1][k] else like.itemsize
-        for j in range(start + TILE, last, LINE_BYTES // width):
-            prefetch(inputs[0][k] + np.uintp(j * width))
-    for j in range(start + TILE, min(last, base.size), LINE_BYTES // base.itemsize):
-        prefetch(np.uintp(base.ctypes.data) + np.uintp(j * base.itemsize))
+        fetch(inputs[0][k], 2 if inputs[1][k] else like.itemsize, first, last)
+    fetch(np.uintp(base.ctypes.data), base.itemsize, first, min(last, base.size))
 
 
 @inlined
