@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, hold, jit, lent  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import aligned, hold, inlined, jit, lent  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
 from raymerge.compute.random_bits import LOW_BITS
 from raymerge.compute.random_kernels import high_bits, low_bits
 from raymerge.compute.selection_kernels import magnitudes
+from raymerge.compute.tile_kernels import fetch
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 ELEMENTS = 6  # in a bucket: shorter rows join two, and these again; in rows of 700, all 1024 took a quarter longer
@@ -22,6 +23,7 @@ MOST_GROUPS = 96  # magnitudes that a row may have left: one takes 0.08 us in a 
 MANY = 96  # the inverse of the share of a row that makes equal elements many: 40 is no better, four elements 10% slower
 RADIX_BITS = 11
 BELOW = (1 << LOW_BITS) - 1
+FETCHES = 4  # of the next row, while one is decided: all at once the processor would wait (see tile_kernels.fetch_next)
 ALL_BITS, BYTES_OF_1 = (1 << 64) - 1, 0x0101010101010101  # of a word
 
 
@@ -69,9 +71,13 @@ def rank_mask(
         number = first + np.uint64(start)
         magnitudes(x[start:end], base[start:end], has_base, values)
         mask = out[start:end]
+        _fetch_next(x, base, has_base, end, row_length, 0)
         high = high_bits(key, number, row_length, words)
+        _fetch_next(x, base, has_base, end, row_length, 1)
         _set_buckets(bits, halvings, buckets)
+        _fetch_next(x, base, has_base, end, row_length, 2)
         _count(buckets, counts, totals)
+        _fetch_next(x, base, has_base, end, row_length, 3)
         _set_bounds(totals, tops, bounds)
         _decide_by_bucket(buckets, bounds, high, places[:row_length], open_words.view(np.uint8), mask)
         count = _list_open(open_words, left)
@@ -83,6 +89,16 @@ def rank_mask(
             for i in range(count):
                 mask[left[i]] = _is_kept(high, left[i], places[left[i]], (limits, tops, key, number))
     hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
+
+
+@inlined
+def _fetch_next(x: Any, base: Any, has_base: Any, start: Any, row_length: Any, part: Any) -> None:
+    """Fetch a part of the row from `start`, where there is one: see tile_kernels.fetch_next."""
+    first = start + row_length * part // FETCHES
+    end = min(x.size, start + row_length * (part + 1) // FETCHES)
+    fetch(np.uintp(x.ctypes.data), x.itemsize, first, end)
+    if has_base:
+        fetch(np.uintp(base.ctypes.data), base.itemsize, first, end)
 
 
 @jit
