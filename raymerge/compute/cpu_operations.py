@@ -22,6 +22,7 @@ from raymerge.compute.operations import (
     Limit,
     Mask,
     Operations,
+    PackedMask,
 )
 from raymerge.compute.random_bits import rank_limits
 from raymerge.compute.sums import CHUNK_ELEMENTS
@@ -243,17 +244,12 @@ class CpuOperations(Operations):
         return rank_limits(density, epsilon, row_length)
 
     def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
-        out = _empty(x.size, np.uint8)
         values = self._reuse("rank", _float_type(x), limits.size)
         bits = values.view(_BITS[values.dtype])
-        rank_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, out)
-        return out
-
-    def pack_mask(self, mask: Array) -> Array:
-        return np.packbits(mask)
-
-    def unpack_mask(self, packed: Array, count: int) -> Array:
-        return np.unpackbits(packed, count=count)
+        kept = self._reuse("kept", np.uint64, -(-x.size // 8)).view(np.uint8)
+        out = _empty(-(-x.size // 8), np.uint8)
+        rank_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, kept, out)
+        return PackedMask(bits=out)
 
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
         c = 0.0 if base is None else _floats(base).astype(np.float64)
@@ -329,7 +325,7 @@ def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]
 
 def _masks(
     masks: Sequence[Mask], dtype: Any
-) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64], NDArray[np.uint64]]:
+) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
     """What kernels take for masks: see tile_kernels.py."""
     limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
     limits[:, 1] = np.nan
@@ -340,8 +336,10 @@ def _masks(
                 limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
-    written = _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in masks])
-    return written, limits, draws, _empty(tile_kernels.DRAW_WORDS, np.uint64)
+    packed = np.array([isinstance(mask, PackedMask) for mask in masks], np.bool_)
+    bytes_of = [mask.bits if isinstance(mask, PackedMask) else mask for mask in masks]
+    written = _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in bytes_of])
+    return written, limits, draws, _empty(tile_kernels.DRAW_WORDS, np.uint64), packed
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Array = Any  # a numpy array on the CPU, a torch tensor elsewhere: 1-D, contiguous, float32 or (wide) float64
-Mask = Any  # uint8, 1 where an element is kept, as long as the block; None keeps every element; a Limit; or Drawn
+# uint8, 1 where an element is kept, as long as the block; None keeps every element; a Limit, Drawn or PackedMask
+Mask = Any
 Buffer = Any  # bytes of a block: anything with the buffer protocol; writable where it is filled
 
 PROBABILITY_FLOOR = 1e-8  # added to probabilities before their logarithm, as the peer does
@@ -45,6 +46,17 @@ class Drawn:
     key: int
     start: int
     limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedMask:
+    """A mask in an eighth of its size: a bit for each element, the lowest of each byte first."""
+
+    bits: Array
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.bits.nbytes)
 
 
 def open_operations(device: str = "cpu") -> Operations:
@@ -225,16 +237,8 @@ class Operations(ABC):
         """1 where an element's random bits lie below the limit of its place in its row, as long as the limits.
 
         Places count from the row's largest |x - base| down, equal ones in index order. The block holds whole rows and
-        starts at element `start`.
+        starts at element `start`. The mask takes `nbytes`, whether it is written out or packed.
         """
-
-    def pack_mask(self, mask: Array) -> Array | None:  # noqa: ARG002  where packing is not worth it
-        """A mask that is written out, in an eighth of its size; None: make it again when it is needed."""
-        return None
-
-    def unpack_mask(self, packed: Array, count: int) -> Array:
-        """The mask of `count` elements that pack_mask packed."""
-        raise NotImplementedError
 
     @abstractmethod
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from raymerge.compute.random_bits import LOW_BITS
 from raymerge.compute.random_kernels import high_bits, low_bits
 from raymerge.compute.selection_kernels import magnitudes
-from raymerge.compute.tile_kernels import fetch
+from raymerge.compute.tile_kernels import BYTES_OF_1, fetch
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 ELEMENTS = 6  # in a bucket: shorter rows join two, and these again; in rows of 700, all 1024 took a quarter longer
@@ -24,20 +24,29 @@ MANY = 96  # the inverse of the share of a row that makes equal elements many: 4
 RADIX_BITS = 11
 BELOW = (1 << LOW_BITS) - 1
 FETCHES = 4  # of the next row, while one is decided: all at once the processor would wait (see tile_kernels.fetch_next)
-ALL_BITS, BYTES_OF_1 = (1 << 64) - 1, 0x0101010101010101  # of a word
+ALL_BITS, BITS_TO_HIGHEST = (1 << 64) - 1, 0x0102040810204080  # of a word
 
 
 @jit
 def rank_mask(
-    x: Any, base: Any, has_base: Any, limits: Any, key: Any, first: Any, values: Any, bits: Any, out: Any
+    x: Any,
+    base: Any,
+    has_base: Any,
+    limits: Any,
+    key: Any,
+    first: Any,
+    values: Any,
+    bits: Any,
+    kept: Any,
+    out: Any,
 ) -> None:
-    """1 where an element's random bits lie below the limit of its place among its row's magnitudes, largest first.
+    """A bit of 1 where an element's random bits lie below the limit of its place in its row, from the largest down.
 
     Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
-    unsigned integers. Limits are monotone, so the highest 16 random bits of most elements lie below or above those of
-    all places that the elements of the same bucket take. What is left is settled by its place, equal magnitudes
-    together; where they are too many, the row is sorted. The other random bits are drawn only where the highest equal
-    the limit's.
+    unsigned integers; `kept` is scratch of a byte for each element, in whole words. Limits are monotone, so the highest
+    16 random bits of most elements lie below or above those of all places that the elements of the same bucket take.
+    What is left is settled by its place, equal magnitudes together; where they are too many, the row is sorted. The
+    other random bits are drawn only where the highest equal the limit's.
     """
     row_length = limits.size
     if row_length == 0:
@@ -61,16 +70,16 @@ def rank_mask(
     order = np.empty((2, row_length), np.uint32)
     keys = np.empty((2, row_length), bits.dtype)
     x, base, limits = lent(x), lent(base), lent(limits)
-    values, bits, out = lent(values), lent(bits), lent(out)
+    values, bits, kept, out = lent(values), lent(bits), lent(kept), lent(out)
     for place in range(row_length):
         tops[place] = limits[place] >> np.uint64(LOW_BITS)
     tops[row_length] = tops[row_length - 1]
     open_words[:] = 0
-    for start in range(0, out.size, row_length):
+    for start in range(0, x.size, row_length):
         end = start + row_length
         number = first + np.uint64(start)
         magnitudes(x[start:end], base[start:end], has_base, values)
-        mask = out[start:end]
+        mask = kept[start:end]
         _fetch_next(x, base, has_base, end, row_length, 0)
         high = high_bits(key, number, row_length, words)
         _fetch_next(x, base, has_base, end, row_length, 1)
@@ -88,6 +97,8 @@ def rank_mask(
             _sort(bits, keys, order, places)
             for i in range(count):
                 mask[left[i]] = _is_kept(high, left[i], places[left[i]], (limits, tops, key, number))
+    kept[x.size :] = 0
+    _pack(kept.view(np.uint64), out)
     hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
 
 
@@ -99,6 +110,13 @@ def _fetch_next(x: Any, base: Any, has_base: Any, start: Any, row_length: Any, p
     fetch(np.uintp(x.ctypes.data), x.itemsize, first, end)
     if has_base:
         fetch(np.uintp(base.ctypes.data), base.itemsize, first, end)
+
+
+@jit
+def _pack(words: Any, out: Any) -> None:
+    """Bits of bytes that are 0 or 1: the product moves each byte's to its place in the highest byte."""
+    for i in range(words.size):
+        out[i] = (words[i] * np.uint64(BITS_TO_HIGHEST)) >> np.uint64(56)
 
 
 @jit

@@ -2,10 +2,11 @@
 
 Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on the way. Kernels over several inputs take
 `inputs`, a pair of arrays: the address of each, and whether it holds codes; so one compilation serves any number.
-`masks` are four arrays: the address of each mask that is written out (else 0); the least |x - base| that is kept and
-the least above it that is not (NaN where there is none); a row for each mask of random bits (see random_kernels.py);
-and scratch for drawing a tile's, of DRAW_WORDS. `like` is an array of the blocks' float type; `out` is of that type, or
-of codes, which a tile of results is rounded to before it leaves the cache.
+`masks` are five arrays: the address of each mask that is written out or packed (else 0); the least |x - base| that is
+kept and the least above it that is not (NaN where there is none); a row for each mask of random bits (see
+random_kernels.py); scratch for a tile's, of DRAW_WORDS; and whether the mask is packed, a bit for each element. `like`
+is an array of the blocks' float type; `out` is of that type, or of codes, which a tile of results is rounded to before
+it leaves the cache.
 """
 # ruff: noqa: PLR0917  compiled functions are called by position
 
@@ -28,6 +29,7 @@ from raymerge.compute.type_kernels import encode_bf16
 ROW = TILE + 64  # a tile's place beside others: 8 KiB apart they would share the same few lines of the cache
 DRAW_WORDS = TILE // 8 + TILE // 4 + 2  # 64-bit words: a byte and 16 random bits for each element of a tile
 LINE_BYTES = 64  # of the cache
+BYTES_OF_1, BIT_OF_EACH = 0x0101010101010101, 0x8040201008040201  # of a word: bit i of byte i, from the lowest
 CODES = np.empty(0, np.uint16)  # arrays named for their type
 BYTES = np.empty(0, np.uint8)
 
@@ -48,8 +50,8 @@ def lent_inputs(inputs: Any) -> Any:
 
 @jit
 def lent_masks(masks: Any) -> Any:
-    written, limits, draws, words = masks
-    return lent(written), lent(limits), lent(draws), lent(words)
+    written, limits, draws, words, packed = masks
+    return lent(written), lent(limits), lent(draws), lent(words), lent(packed)
 
 
 @inlined
@@ -148,6 +150,8 @@ def _fill_kept(terms: Any, x: Any, base: Any, has_base: Any, limits: Any, coeffi
 @inlined
 def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
     """Bytes of mask k for the tile from `start`: not 0 where it is set. Limits are not looked at."""
+    if masks[0][k] != 0 and masks[4][k]:
+        return unpacked(masks[0][k], start, size, masks[3])
     if masks[0][k] != 0:
         return carray(pointer(masks[0][k], BYTES), (start + size,))[start:]
     mask = masks[3].view(np.uint8)[:size]
@@ -156,6 +160,17 @@ def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
     else:
         mask[:] = 1
     return mask
+
+
+@inlined
+def unpacked(address: Any, start: Any, size: Any, words: Any) -> Any:
+    """Bytes in scratch, not 0 where the bits of the elements from `start` on are set."""
+    skipped = start % 8
+    needed = (skipped + size + 7) // 8
+    bits = carray(pointer(address, BYTES), (start // 8 + needed,))[start // 8 :]
+    for i in range(needed):
+        words[i] = (np.uint64(bits[i]) * np.uint64(BYTES_OF_1)) & np.uint64(BIT_OF_EACH)
+    return words.view(np.uint8)[skipped : skipped + size]
 
 
 def result_tile(out: Any, start: Any, size: Any, rounded: Any) -> Any:

@@ -150,17 +150,17 @@ def rank_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
 
 def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, room: int) -> Keeper:
     limits = inputs.operations.rank_limits(density, epsilon, inputs.row_length)
-    packed: dict[tuple[int, int], Array] = {}  # by the block's first element and how many it has
+    made: dict[tuple[int, int], Mask] = {}  # by the block's first element and how many it has
     left = room
 
     def keep(block: Block, _i: int) -> Mask:
         nonlocal left
-        if (place := (block.start, block.count)) in packed:
-            return block.operations.unpack_mask(packed.pop(place), block.count)
+        if (place := (block.start, block.count)) in made:
+            return made.pop(place)
         mask = block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
-        if -(-block.count // 8) <= left and (kept := block.operations.pack_mask(mask)) is not None:
-            packed[place] = kept
-            left -= len(kept)
+        if mask.nbytes <= left:
+            made[place] = mask
+            left -= mask.nbytes
         return mask
 
     return keep

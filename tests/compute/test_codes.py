@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from method_harness import written
 
 from raymerge.compute import open_operations
 from raymerge.compute.cpu_operations import CpuOperations
@@ -65,8 +66,8 @@ OPERATIONS: dict[str, Callable[[Operations, list[Any], Any], Any]] = {
     "sums of a band without a base": lambda o, x, b: o.chunk_sums(x[0], None, BAND, chunk=1000),
     "mask of a band": lambda o, x, b: o.write_mask(BAND, x[0], b),
     "norms with a limit": lambda o, x, b: o.chunk_norms(x[:1], b, (LIMIT,), 1000),
-    "rank mask": lambda o, x, b: o.rank_mask(
-        x[0][: ROW * 7], b[: ROW * 7], o.rank_limits(0.5, 0.2, ROW), key=3, start=0
+    "rank mask": lambda o, x, b: written(
+        o.rank_mask(x[0][: ROW * 7], b[: ROW * 7], o.rank_limits(0.5, 0.2, ROW), key=3, start=0), ROW * 7
     ),
     "products": lambda o, x, b: o.delta_products(x[0], x[1], b),
     "weighted by element": lambda o, x, b: o.weighted_sum_by([o.cycle([0.5, 1.0], 0, N)] * 2, x[:2]),
@@ -135,7 +136,7 @@ def test_codes_are_as_good_as_floats(name: str, special: bool) -> None:
 def test_every_operation_on_blocks_is_held_to_it() -> None:
     """A new operation joins the table, or is one that takes no block of an input."""
     without = {"decode", "view", "no_mask", "random_mask", "draw", "empty_counts", "read_counts", "mask_difference"}
-    without |= {"rank_limits", "repeat", "cycle", "pack_mask", "unpack_mask", "recycle_counts"}
+    without |= {"rank_limits", "repeat", "cycle", "recycle_counts"}
     named = {each for call in OPERATIONS.values() for each in (*call.__code__.co_names, "count_magnitudes", "encode")}
     public = {name for name in vars(Operations) if not name.startswith("_")}
     assert public - named - without == set()

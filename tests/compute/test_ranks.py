@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from method_harness import written
 
 from raymerge.compute import open_operations
 from raymerge.compute.random_bits import element_bits, rank_limits
@@ -79,7 +80,7 @@ def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: s
         import torch
 
         x, base = torch.from_numpy(x), torch.from_numpy(base)
-    mask = np.asarray(operations.rank_mask(x, base, ours, key=KEY, start=START))
+    mask = written(operations.rank_mask(x, base, ours, key=KEY, start=START), count)
     assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
 
 
@@ -88,7 +89,7 @@ def test_turns_are_counted_beyond_what_16_bits_hold() -> None:
     x, base = np.ones(count, np.float32), np.zeros(count, np.float32)
     draws = np.array([element_bits(KEY, START + i) for i in range(count)], np.uint64)
     limits = np.where(np.arange(count) <= 2 * place, draws[place], draws[place] + np.uint64(1))  # its place decides
-    mask = open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START)
+    mask = written(open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START), count)
     assert np.array_equal(mask, draws < limits)
 
 
@@ -98,7 +99,7 @@ def test_limits_may_rise_along_the_places(kind: str, row_length: int) -> None:
     x, base = models(kind, row_length)
     limits = np.ascontiguousarray(rank_limits(0.5, 0.45, row_length)[::-1])
     draws = np.array([element_bits(KEY, START + i) for i in range(row_length)], np.uint64)
-    mask = open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START)
+    mask = written(open_operations("cpu").rank_mask(x, base, limits, key=KEY, start=START), row_length)
     assert np.array_equal(mask, draws < limits[places(np.abs(x - base))])
 
 
@@ -110,5 +111,5 @@ def test_limits_whose_highest_bits_are_those_drawn_are_settled_by_the_others(row
     operations = open_operations("cpu")
     for above in (0, 1):
         limits = np.sort(draws)[::-1] + np.uint64(above)
-        mask = operations.rank_mask(x, base, np.ascontiguousarray(limits), key=KEY, start=START)
+        mask = written(operations.rank_mask(x, base, np.ascontiguousarray(limits), key=KEY, start=START), row_length)
         assert np.array_equal(mask, np.full(row_length, above))

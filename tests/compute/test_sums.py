@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from method_harness import written
 
 from raymerge.compute import open_operations
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
@@ -102,3 +103,25 @@ def test_norms_of_several_inputs_are_those_of_each_alone(device: str, chunk: int
         for i, (each, mask) in enumerate(zip(x, chosen, strict=True)):
             assert norms[:, i, 0].tobytes() == operations.chunk_sums(each, base, None, chunk=chunk).tobytes()
             assert norms[:, i, 1].tobytes() == operations.chunk_sums(each, base, mask, chunk=chunk).tobytes()
+
+
+@pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 1003])
+def test_a_packed_mask_keeps_what_its_bits_say(chunk: int) -> None:
+    """From whatever element kernels begin, up to the last bits of a byte that the block does not fill."""
+    rng = np.random.default_rng(0)
+    row, n = 13, 13 * 1003
+    operations = open_operations()
+    x, base = list(rng.normal(size=(3, n)).astype(np.float32)), rng.normal(size=n).astype(np.float32)
+    limits = operations.rank_limits(0.5, 0.3, row)
+    packed = [operations.rank_mask(each, base, limits, key=key, start=0) for key, each in enumerate(x)]
+    masks = [written(mask, n) for mask in packed]
+    ones = [1.0] * 3
+    for few in (1, 3):
+        for call in (
+            lambda which, few=few: operations.chunk_norms(x[:few], base, which[:few], chunk),
+            lambda which, few=few: operations.chunk_sums(x[few - 1], base, which[few - 1], chunk=chunk),
+            lambda which, few=few: operations.masked_sum(x[:few], base, which[:few], ones[:few]),
+            lambda which, few=few: operations.elect(x[:few], base, which[:few], ones[:few], ones[:few]),
+        ):
+            assert call(packed).tobytes() == call(masks).tobytes()
+            assert call(packed).tobytes() != call([None] * 3).tobytes()

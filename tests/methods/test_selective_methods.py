@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import selective_oracles as oracle
-from method_harness import assert_well_rounded, bf16_models, float_models, make_inputs, run_method, to_numpy
+from method_harness import assert_well_rounded, bf16_models, float_models, make_inputs, run_method, written
 
 from raymerge.compute.cpu_operations import CpuOperations
 from raymerge.errors import UsageError
@@ -78,11 +78,17 @@ def test_della_is_the_same_however_many_of_its_masks_are_kept(most: int, monkeyp
     each = {"weight": (0.9, 0.4, 0.5), "density": (0.5, 0.3, 0.8), "epsilon": (0.15, 0.1, 0.19)}
     monkeypatch.setattr(sparsify, "MOST_MASK_BYTES", most)
     exact = oracle.della(x, base, *each.values(), signs=True, normalize=True)
-    packed = []
-    pack = CpuOperations.pack_mask
-    monkeypatch.setattr(CpuOperations, "pack_mask", lambda self, mask: packed.append(len(mask)) or pack(self, mask))
+    drawn = []
+    draw = CpuOperations.rank_mask
+
+    def count(self: CpuOperations, x: Any, *rest: Any, **named: Any) -> Any:
+        drawn.append(len(x))
+        return draw(self, x, *rest, **named)
+
+    monkeypatch.setattr(CpuOperations, "rank_mask", count)
     assert_well_rounded(run_method("della", x, base, each=each, block=4096), exact)
-    assert sum(packed) == {0: 0, 3 * 10_000: 3 * base.size}.get(most, 3 * 4096)
+    again = {0: 3 * base.size, 3 * 10_000: 0}.get(most, 3 * (base.size - 4096))
+    assert sum(drawn) == 3 * base.size + again
 
 
 def test_della_of_density_one_keeps_everything() -> None:
@@ -97,7 +103,7 @@ def test_della_keeps_by_rank_at_the_declared_rates() -> None:
     x = rng.normal(size=base.shape).astype(np.float32)
     inputs, scan = make_inputs("della", [x], base, each={"weight": [1], "density": [0.5], "epsilon": [0.4]})
     (keep,) = keep_by_rank(inputs)()
-    mask = np.concatenate([to_numpy(keep(block, 0)) for block in scan(True)]).reshape(base.shape)
+    mask = np.concatenate([written(keep(block, 0), block.count) for block in scan(True)]).reshape(base.shape)
     place = np.argsort(np.argsort(-np.abs(x), axis=1, kind="stable"), axis=1)
     expected = 0.5 - 0.4 + 0.8 * (1 - place / 63)
     sigma = np.sqrt((expected * (1 - expected)).sum(1))

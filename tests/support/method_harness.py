@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 
 from raymerge.compute import Operations, open_operations, stream_key
+from raymerge.compute.operations import PackedMask
 from raymerge.dtypes import DType
 from raymerge.methods import Block, Inputs, method
 
 Each = dict[str, Sequence[Any]]  # per-input parameters: a value for each input
+
+
+def written(mask: Any, count: int) -> np.ndarray:
+    """A mask of the rank kernels as an array of 0 and 1."""
+    if isinstance(mask, PackedMask):
+        return np.unpackbits(mask.bits, count=count, bitorder="little")
+    return to_numpy(mask)
 
 
 def to_numpy(array: Any) -> np.ndarray:
