@@ -314,8 +314,8 @@ class CpuOperations(Operations):
 
 
 def _addresses(arrays: Sequence[Any]) -> NDArray[np.uintp]:
-    """Where the arrays lie; 0 for None. The caller keeps them alive. They must be contiguous."""
-    return np.array([0 if each is None else each.ctypes.data for each in arrays], np.uintp)
+    """Where the arrays lie. The caller keeps them alive. They must be contiguous."""
+    return np.array([each.ctypes.data for each in arrays], np.uintp)
 
 
 def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]]:
@@ -329,6 +329,7 @@ def _masks(
     """What kernels take for masks: see tile_kernels.py."""
     limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
     limits[:, 1] = np.nan
+    written, packed = np.zeros(len(masks), np.uintp), np.zeros(len(masks), np.bool_)
     for i, mask in enumerate(masks):
         if isinstance(mask, Limit):
             limits[i, 0] = _least_kept(mask.threshold, mask.inclusive, dtype.itemsize)
@@ -336,9 +337,10 @@ def _masks(
                 limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
-    packed = np.array([isinstance(mask, PackedMask) for mask in masks], np.bool_)
-    bytes_of = [mask.bits if isinstance(mask, PackedMask) else mask for mask in masks]
-    written = _addresses([None if isinstance(mask, Limit | Drawn) else mask for mask in bytes_of])
+        elif isinstance(mask, PackedMask):
+            written[i], packed[i] = mask.bits.ctypes.data, True
+        elif mask is not None:
+            written[i] = mask.ctypes.data
     return written, limits, draws, _empty(tile_kernels.DRAW_WORDS, np.uint64), packed
 
 

@@ -23,7 +23,7 @@ MOST_GROUPS = 96  # magnitudes that a row may have left: one takes 0.08 us in a 
 MANY = 96  # the inverse of the share of a row that makes equal elements many: 40 is no better, four elements 10% slower
 RADIX_BITS = 11
 BELOW = (1 << LOW_BITS) - 1
-FETCHES = 4  # of the next row, while one is decided: all at once the processor would wait (see tile_kernels.fetch_next)
+FETCHES = 4  # of the next row, while one is decided: see tile_kernels.fetch_next
 ALL_BITS, BITS_TO_HIGHEST = (1 << 64) - 1, 0x0102040810204080  # of a word
 
 

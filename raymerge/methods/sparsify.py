@@ -143,7 +143,10 @@ def keep_by_rank(inputs: Inputs) -> OpenKeepers:
 
 
 def rank_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
-    """Bytes of the masks that `keep_by_rank` keeps: a bit for each element of each input, up to a bound."""
+    """Most bytes of masks that `keep_by_rank` keeps: a bit for each element of each input, up to a bound.
+
+    Where masks take more than bits, fewer are kept.
+    """
     nbytes = min(count * -(-prod(shape) // 8), MOST_MASK_BYTES)
     return nbytes if shared["rescale"] and shared["rescale_mode"] == "l1" else 0
 

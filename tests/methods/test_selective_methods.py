@@ -9,6 +9,7 @@ import pytest
 import selective_oracles as oracle
 from method_harness import assert_well_rounded, bf16_models, float_models, make_inputs, run_method, written
 
+from raymerge.compute import Operations, open_operations
 from raymerge.compute.cpu_operations import CpuOperations
 from raymerge.errors import UsageError
 from raymerge.methods import method, sparsify
@@ -71,6 +72,29 @@ def test_della_refuses_probabilities_outside_zero_and_one(name: str, density: fl
         run_method(name, x, base, each={key: (value,) for key, value in values.items()})
 
 
+def count_drawn(monkeypatch: pytest.MonkeyPatch, kind: type[Operations]) -> list[int]:
+    """How many elements every mask by rank has, as they are drawn from now on."""
+    drawn: list[int] = []
+    draw = kind.rank_mask
+
+    def count(self: Operations, x: Any, *rest: Any, **named: Any) -> Any:
+        drawn.append(len(x))
+        return draw(self, x, *rest, **named)
+
+    monkeypatch.setattr(kind, "rank_mask", count)
+    return drawn
+
+
+def test_masks_that_take_whole_bytes_are_kept_in_the_same_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 25,600 elements a bit each: three masks of 1024 bytes, and the result is that of the packed ones."""
+    x, base = bf16_models(2, (400, 64))
+    options: dict[str, Any] = {"each": {"weight": (0.9, 0.4), "density": (0.5, 0.3)}, "block": 1024}
+    drawn = count_drawn(monkeypatch, type(open_operations("torch:cpu")))
+    result = run_method("della", x, base, device="torch:cpu", **options)
+    assert sum(drawn) == 2 * (2 * base.size - 3 * 1024)
+    assert np.array_equal(result, run_method("della", x, base, **options))
+
+
 @pytest.mark.parametrize("most", [0, 3 * 4096 // 8 + 5, 3 * 10_000])
 def test_della_is_the_same_however_many_of_its_masks_are_kept(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each counted once: drawn for the scales, it is taken from what is kept or drawn again."""
@@ -78,14 +102,7 @@ def test_della_is_the_same_however_many_of_its_masks_are_kept(most: int, monkeyp
     each = {"weight": (0.9, 0.4, 0.5), "density": (0.5, 0.3, 0.8), "epsilon": (0.15, 0.1, 0.19)}
     monkeypatch.setattr(sparsify, "MOST_MASK_BYTES", most)
     exact = oracle.della(x, base, *each.values(), signs=True, normalize=True)
-    drawn = []
-    draw = CpuOperations.rank_mask
-
-    def count(self: CpuOperations, x: Any, *rest: Any, **named: Any) -> Any:
-        drawn.append(len(x))
-        return draw(self, x, *rest, **named)
-
-    monkeypatch.setattr(CpuOperations, "rank_mask", count)
+    drawn = count_drawn(monkeypatch, CpuOperations)
     assert_well_rounded(run_method("della", x, base, each=each, block=4096), exact)
     again = {0: 3 * base.size, 3 * 10_000: 0}.get(most, 3 * (base.size - 4096))
     assert sum(drawn) == 3 * base.size + again
