@@ -17,7 +17,9 @@ from raymerge.compute.tile_kernels import BYTES_OF_1, fetch
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 ELEMENTS = 6  # in a bucket: shorter rows join two, and these again; in rows of 700, all 1024 took a quarter longer
 MOST_HALVINGS = 5
-SEGMENT = 1 << 15  # elements whose number 16 bits can hold
+STREAMS = 4  # that are counted in turn, since an increment waits for the last of its counter
+SEGMENT = 2048  # most elements that are counted apart, so that few are looked through for those of one bucket
+HEAVY = 8  # the inverse of the share of a row above which equal elements are too many to look for each one's place
 LEAST_GROUPS = 8  # tried before the row may be sorted instead
 MOST_GROUPS = 96  # magnitudes that a row may have left: one takes 0.08 us in a row of 4,096, sorting all of it 14 us
 MANY = 96  # the inverse of the share of a row that makes equal elements many: 40 is no better, four elements 10% slower
@@ -56,24 +58,24 @@ def rank_mask(
     short_memory = aligned(2 * row_length + 1, np.uint16)
     place_memory = aligned(row_length + 64, np.uint32)
     left_memory = aligned(2 * row_length + 2, np.uint32)
-    halvings = 0
-    while halvings < MOST_HALVINGS and (BUCKETS >> halvings) * ELEMENTS > row_length:
-        halvings += 1
+    parts = STREAMS * -(-row_length // (STREAMS * SEGMENT))
+    segment = -(-row_length // parts)
+    on_grid = x.itemsize == 2 and (base.itemsize == 2 or not has_base)
+    halvings = _count_halvings(row_length)
     table = BUCKETS >> halvings
-    count_memory = aligned(4 * table, np.uint16)
-    table_memory = aligned(2 * table, np.uint32)
+    count_memory = aligned(parts * table, np.uint32)
+    table_memory = aligned(3 * table, np.uint32)
     words, open_words = lent(word_memory), lent(open_memory)
     buckets, tops = lent(short_memory)[:row_length], lent(short_memory)[row_length:]
     places, left, same = lent(place_memory), lent(left_memory)[: row_length + 1], lent(left_memory)[row_length + 1 :]
-    counts = lent(count_memory).reshape(4, table)
-    totals, bounds = lent(table_memory)[:table], lent(table_memory)[table:]
+    counts = lent(count_memory).reshape(parts, table)
+    totals, bounds = lent(table_memory)[:table], lent(table_memory)[table : 2 * table]
+    firsts = lent(table_memory)[2 * table :]
     order = np.empty((2, row_length), np.uint32)
     keys = np.empty((2, row_length), bits.dtype)
     x, base, limits = lent(x), lent(base), lent(limits)
     values, bits, kept, out = lent(values), lent(bits), lent(kept), lent(out)
-    for place in range(row_length):
-        tops[place] = limits[place] >> np.uint64(LOW_BITS)
-    tops[row_length] = tops[row_length - 1]
+    _set_tops(limits, tops)
     open_words[:] = 0
     for start in range(0, x.size, row_length):
         end = start + row_length
@@ -83,23 +85,40 @@ def rank_mask(
         _fetch_next(x, base, has_base, end, row_length, 0)
         high = high_bits(key, number, row_length, words)
         _fetch_next(x, base, has_base, end, row_length, 1)
-        _set_buckets(bits, halvings, buckets)
+        parity = _set_buckets(bits, halvings, on_grid, buckets)
         _fetch_next(x, base, has_base, end, row_length, 2)
-        _count(buckets, counts, totals)
+        _count(buckets, segment, counts, totals)
         _fetch_next(x, base, has_base, end, row_length, 3)
-        _set_bounds(totals, tops, bounds)
+        _set_bounds(totals, tops, firsts, bounds)
         _decide_by_bucket(buckets, bounds, high, places[:row_length], open_words.view(np.uint8), mask)
-        count = _list_open(open_words, left)
-        count = _decide_equals(
-            bits, buckets, totals, high, (limits, tops, key, number), left, count, same, open_words, places, mask
-        )
+        draw = (limits, tops, key, number)
+        count = _list_open(open_words, same, left)
+        count = _decide_pure(buckets, parity, (firsts, totals, counts), segment, high, draw, left, count, mask)
+        count = _decide_equals(bits, high, draw, left, count, same, open_words, places, mask)
         if count > 0:
             _sort(bits, keys, order, places)
             for i in range(count):
-                mask[left[i]] = _is_kept(high, left[i], places[left[i]], (limits, tops, key, number))
+                mask[left[i]] = _is_kept(high, left[i], places[left[i]], draw)
     kept[x.size :] = 0
     _pack(kept.view(np.uint64), out)
     hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
+
+
+@jit
+def _count_halvings(row_length: Any) -> Any:
+    """How often buckets are joined in twos."""
+    halvings = 0
+    while halvings < MOST_HALVINGS and (BUCKETS >> halvings) * ELEMENTS > row_length:
+        halvings += 1
+    return halvings
+
+
+@jit
+def _set_tops(limits: Any, tops: Any) -> None:
+    """The highest bits of every place's limit, and those of the last once more."""
+    for place in range(limits.size):
+        tops[place] = limits[place] >> np.uint64(LOW_BITS)
+    tops[limits.size] = tops[limits.size - 1]
 
 
 @inlined
@@ -129,8 +148,31 @@ def _is_kept(high: Any, e: Any, place: Any, draw: Any) -> Any:
 
 
 @jit
-def _set_buckets(bits: Any, halvings: Any, buckets: Any) -> None:
-    """Each element's bucket, 0 for the largest magnitudes."""
+def _set_buckets(bits: Any, halvings: Any, on_grid: Any, buckets: Any) -> Any:
+    """Each element's bucket, 0 for the largest magnitudes.
+
+    Differences of codes are few multiples of a step: with `on_grid` buckets come in pairs, one for the least magnitude
+    alone and one for what lies above it. Returns 0 where even buckets, but for the last, are such of equal elements, 1
+    where odd ones are, 2 where none is known to be.
+    """
+    _set_highest(bits, buckets)
+    if on_grid:
+        _halve_in_pairs(bits, halvings, buckets)
+    else:
+        for _ in range(halvings):
+            for j in range(bits.size):
+                buckets[j] >>= np.uint16(1)
+    top = np.uint16(0)
+    for j in range(buckets.size):
+        top = max(top, buckets[j])
+    last = np.uint16((BUCKETS >> halvings) - 1)
+    for j in range(buckets.size):
+        buckets[j] = min(np.uint16(top - buckets[j]), last)
+    return top & np.uint16(1) if on_grid else np.uint16(2)
+
+
+@jit
+def _set_highest(bits: Any, buckets: Any) -> None:
     dtype = bits.dtype.type
     if bits.itemsize == 4:  # written out: a loop that shifts by a variable makes 64-bit numbers of all
         for j in range(bits.size):
@@ -138,42 +180,55 @@ def _set_buckets(bits: Any, halvings: Any, buckets: Any) -> None:
     else:
         for j in range(bits.size):
             buckets[j] = bits[j] >> dtype(48)
+
+
+@jit
+def _halve_in_pairs(bits: Any, halvings: Any, buckets: Any) -> None:
+    """The lowest bit says from then on whether it or any that is left out was set."""
+    dtype = bits.dtype.type
+    below = dtype((1 << (bits.itemsize * 8 - 16)) - 1)
+    for j in range(bits.size):
+        buckets[j] |= np.uint16((bits[j] & below) != 0)
     for _ in range(halvings):
         for j in range(bits.size):
-            buckets[j] >>= np.uint16(1)
-    top = np.uint16(0)
-    for j in range(buckets.size):
-        top = max(top, buckets[j])
-    last = np.uint16((BUCKETS >> halvings) - 1)
-    for j in range(buckets.size):
-        buckets[j] = min(np.uint16(top - buckets[j]), last)
+            buckets[j] = buckets[j] >> np.uint16(1) | (buckets[j] & np.uint16(1))
 
 
 @jit
-def _count(buckets: Any, counts: Any, totals: Any) -> None:
-    """How many elements each bucket holds."""
+def _count(buckets: Any, segment: Any, counts: Any, totals: Any) -> None:
+    """How many elements each bucket holds: in all, and before each segment of the row."""
+    counts[:] = 0
+    for part in range(0, counts.shape[0], STREAMS):
+        start = part * segment
+        whole = min(segment, max(0, buckets.size - start - 3 * segment))
+        # Each its own array: an index that is a sum is checked for being negative.
+        first, second = buckets[start : start + whole], buckets[start + segment :]
+        third, fourth = buckets[start + 2 * segment :], buckets[start + 3 * segment :]
+        in_first, in_second, in_third, in_fourth = counts[part], counts[part + 1], counts[part + 2], counts[part + 3]
+        for j in range(whole):
+            in_first[first[j]] += np.uint32(1)
+            in_second[second[j]] += np.uint32(1)
+            in_third[third[j]] += np.uint32(1)
+            in_fourth[fourth[j]] += np.uint32(1)
+        for stream in range(STREAMS):
+            begin = start + stream * segment
+            for j in range(begin + whole, min(begin + segment, buckets.size)):
+                counts[part + stream, buckets[j]] += np.uint32(1)
     totals[:] = 0
-    first, second, third, fourth = counts[0], counts[1], counts[2], counts[3]
-    for start in range(0, buckets.size, SEGMENT):
-        segment = buckets[start : start + SEGMENT]
-        counts[:] = 0
-        whole = segment.size // 4 * 4
-        for j in range(0, whole, 4):  # in turn: an increment waits for the last of its counter
-            first[segment[j]] += np.uint16(1)
-            second[segment[j + 1]] += np.uint16(1)
-            third[segment[j + 2]] += np.uint16(1)
-            fourth[segment[j + 3]] += np.uint16(1)
-        for j in range(whole, segment.size):
-            first[segment[j]] += np.uint16(1)
+    for part in range(counts.shape[0]):
+        own = counts[part]
         for b in range(totals.size):
-            totals[b] += np.uint32(first[b]) + np.uint32(second[b]) + np.uint32(third[b]) + np.uint32(fourth[b])
+            here = own[b]
+            own[b] = totals[b]
+            totals[b] += here
 
 
 @jit
-def _set_bounds(totals: Any, tops: Any, bounds: Any) -> None:
+def _set_bounds(totals: Any, tops: Any, firsts: Any, bounds: Any) -> None:
     """The highest limit bits of each bucket's first place, in the lower half, and of the place after its last."""
     place, bound = np.uint32(0), np.uint32(tops[0])
     for bucket in range(totals.size):
+        firsts[bucket] = place
         place = np.uint32(place + totals[bucket])
         after = np.uint32(tops[place])
         bounds[bucket] = after << np.uint32(16) | bound
@@ -193,34 +248,56 @@ def _decide_by_bucket(buckets: Any, bounds: Any, high: Any, own: Any, is_open: A
 
 
 @jit
-def _list_open(open_words: Any, left: Any) -> Any:
-    """Which elements are open, eight of which share a word; returns how many. Most runs of eight words have none."""
+def _list_open(open_words: Any, listed: Any, left: Any) -> Any:
+    """Which elements are open, eight of which share a word; returns how many. Most words have none: these are `listed`.
+
+    Without branches, which would be foreseen badly.
+    """
+    words = np.uint32(0)
+    for i in range(open_words.size):
+        listed[words] = i
+        words += np.uint32(open_words[i] != 0)
     count = np.uint32(0)
     is_open = open_words.view(np.uint8)
-    for first in range(0, open_words.size, 8):
-        found = np.uint64(0)
-        for i in range(8):
-            found |= open_words[first + i]
-        if found != 0:
-            for j in range(8 * first, 8 * first + 64):
-                left[count] = j
-                count += np.uint32(is_open[j])
+    for i in range(words):
+        first = listed[i] * np.uint32(8)
+        for j in range(first, first + np.uint32(8)):
+            left[count] = j
+            count += np.uint32(is_open[j])
     return count
 
 
 @jit
+def _decide_pure(
+    buckets: Any, parity: Any, tables: Any, segment: Any, high: Any, draw: Any, left: Any, count: Any, mask: Any
+) -> Any:
+    """Settle those of the first `count` elements in `left` whose buckets hold equal elements, each by its place there.
+
+    What is left is moved to the front; returns how many. Where a bucket holds much of the row, elements are left.
+    """
+    firsts, totals, counts = tables
+    last = np.uint16(totals.size - 1)
+    others = np.uint32(0)
+    for i in range(count):
+        e = left[i]
+        own = buckets[e]
+        if own == last or (own & np.uint16(1)) != parity or totals[own] * HEAVY > buckets.size:
+            left[others] = e
+            others += np.uint32(1)
+            continue
+        part = e // np.uint32(segment)
+        same = np.uint16(0)
+        before = buckets[part * np.uint32(segment) : e]
+        for j in range(before.size):
+            same = np.uint16(same + np.uint16(before[j] == own))
+        place = np.uint32(firsts[own] + counts[part, own] + np.uint32(same))
+        mask[e] = _is_kept(high, e, place, draw)
+    return others
+
+
+@jit
 def _decide_equals(
-    bits: Any,
-    buckets: Any,
-    totals: Any,
-    high: Any,
-    draw: Any,
-    left: Any,
-    count: Any,
-    same: Any,
-    words: Any,
-    places: Any,
-    mask: Any,
+    bits: Any, high: Any, draw: Any, left: Any, count: Any, same: Any, words: Any, places: Any, mask: Any
 ) -> Any:
     """Settle the first `count` elements in `left`, those of one magnitude together.
 
@@ -232,32 +309,14 @@ def _decide_equals(
             break
         groups += 1
         own = bits[left[0]]
-        end = _count_reaching(bits, own, totals, buckets[left[0]])
         equal = _split(bits, own, left[:count], same)
         count = np.uint32(count - equal)
         if equal * MANY < bits.size:
-            _decide_by_turn(bits, own, end, high, draw, same[:equal], mask)
+            _decide_by_turn(bits, own, high, draw, same[:equal], mask)
         else:
-            _set_places(bits, own, end, words, places)
+            _set_places(bits, own, words, places)
             for i in range(equal):
                 mask[same[i]] = _is_kept(high, same[i], _place_of(same[i], words, places), draw)
-    return count
-
-
-@jit
-def _count_reaching(bits: Any, own: Any, totals: Any, bucket: Any) -> Any:
-    """How many elements are at least as large as one of the bucket: where it is the least there, buckets tell.
-
-    The last bucket holds all small magnitudes.
-    """
-    low = bits.dtype.type((BUCKETS // totals.size << (bits.itemsize * 8 - 16)) - 1)
-    count = np.uint32(0)
-    if own == 0 or (own & low == 0 and bucket < totals.size - 1):
-        for b in range(np.int64(bucket) + 1):
-            count = np.uint32(count + totals[b])
-    else:
-        for j in range(bits.size):
-            count = np.uint32(count + np.uint32(bits[j] >= own))
     return count
 
 
@@ -275,16 +334,20 @@ def _split(bits: Any, own: Any, left: Any, same: Any) -> Any:
 
 
 @jit
-def _decide_by_turn(bits: Any, own: Any, end: Any, high: Any, draw: Any, same: Any, mask: Any) -> None:
-    """Settle some elements of one magnitude, whose places end before `end`, by how many equal ones follow each."""
-    place, later = np.uint32(end), bits.size
-    for i in range(same.size):
-        e = same[same.size - 1 - i]
-        part = bits[e:later]
-        for j in range(part.size):
-            place = np.uint32(place - np.uint32(part[j] == own))
-        mask[e] = _is_kept(high, e, place, draw)
-        later = e
+def _decide_by_turn(bits: Any, own: Any, high: Any, draw: Any, same: Any, mask: Any) -> None:
+    """Settle some elements of one magnitude: the first by all that go before it, each other by its distance to that."""
+    place, earlier = np.uint32(0), bits[: same[0]]
+    later = bits[same[0] :]
+    for j in range(earlier.size):
+        place = np.uint32(place + np.uint32(earlier[j] >= own))
+    for j in range(later.size):
+        place = np.uint32(place + np.uint32(later[j] > own))
+    mask[same[0]] = _is_kept(high, same[0], place, draw)
+    for i in range(1, same.size):
+        between = bits[same[i - 1] : same[i]]
+        for j in range(between.size):
+            place = np.uint32(place + np.uint32(between[j] == own))
+        mask[same[i]] = _is_kept(high, same[i], place, draw)
 
 
 @jit
@@ -294,19 +357,17 @@ def _sum_bytes(word: Any) -> Any:
 
 
 @jit
-def _set_places(bits: Any, own: Any, end: Any, words: Any, places: Any) -> None:
-    """Mark the elements of one magnitude by a byte of 1, and count for each word of eight which place its first takes.
-
-    `end` is the place after the last.
-    """
+def _set_places(bits: Any, own: Any, words: Any, places: Any) -> None:
+    """Mark the elements of one magnitude by a byte of 1, and set for each word of eight which place its first takes."""
     is_equal = words.view(np.uint8)
+    place = np.uint32(0)
     for j in range(bits.size):
         is_equal[j] = bits[j] == own
-    place = np.uint32(end)
-    for i in range(words.size):
-        word = words.size - 1 - i
-        place = np.uint32(place - _sum_bytes(words[word]))
+    for j in range(bits.size):
+        place = np.uint32(place + np.uint32(bits[j] > own))
+    for word in range(words.size):
         places[word] = place
+        place = np.uint32(place + _sum_bytes(words[word]))
 
 
 @jit

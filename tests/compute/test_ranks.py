@@ -84,6 +84,27 @@ def test_masks_by_rank_are_those_of_a_sort(kind: str, row_length: int, device: s
     assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
 
 
+@pytest.mark.parametrize("base_as", ["codes", "floats", "none"])
+@pytest.mark.parametrize("row_length", [1, 5, 128, 1500, 4096, 20_001])
+@pytest.mark.parametrize(
+    "kind",
+    ["equal", "few values", "less than a step", "mostly unchanged", "one step of a grid", "steps of a grid"],
+)
+def test_masks_of_codes_are_those_of_a_sort(kind: str, row_length: int, base_as: str) -> None:
+    count = ROWS * row_length
+    x, base = (truncated(each) for each in models(kind, count))
+    if base_as == "none":
+        x, base = truncated(x - base), np.zeros(count, np.float32)
+    codes = [np.ascontiguousarray(each.view(np.uint16)[1::2]) for each in (x, base)]
+    limits = rank_limits(0.5, 0.4, row_length)
+    magnitudes = np.abs(x - base).reshape(ROWS, row_length)
+    bits = np.array([element_bits(KEY, START + i) for i in range(count)], np.uint64).reshape(ROWS, row_length)
+    expected = [draws < limits[places(row)] for draws, row in zip(bits, magnitudes, strict=True)]
+    given = {"codes": codes[1], "floats": base, "none": None}[base_as]
+    mask = written(open_operations("cpu").rank_mask(codes[0], given, limits, key=KEY, start=START), count)
+    assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
+
+
 def test_turns_are_counted_beyond_what_16_bits_hold() -> None:
     count, place = 200_000, 1000
     x, base = np.ones(count, np.float32), np.zeros(count, np.float32)
