@@ -136,8 +136,7 @@ def elect(
     inputs, masks = lent_inputs(inputs), lent_masks(masks)
     base, out, like = lent(base), lent(out), lent(like)
     terms[:] = 0.0  # what fills up the last group stays so
-    shares = np.zeros(groups * GROUP)
-    shares[:count] = weights
+    shares = _filled_up(weights, groups * GROUP)
     sums = memory[: 5 * ROW]  # of the votes and of the weights of both sides, and the base
     b = sums[4 * ROW :]
     b[:] = 0.0
@@ -175,6 +174,15 @@ def elect(
             _finish_election(deciding, winning, sums, least, factor, result)
         store(result, out, start)
     hold((term_memory, sum_memory, for_codes))
+
+
+@jit
+def _filled_up(weights: Any, size: Any) -> Any:
+    """The weights, and 0 up to a size."""
+    shares = np.zeros(size)
+    for k in range(weights.size):  # not as a slice: the text of the error for sizes that differ takes 1 s to compile
+        shares[k] = weights[k]
+    return shares
 
 
 @jit
