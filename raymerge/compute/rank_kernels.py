@@ -47,8 +47,9 @@ def rank_mask(
     Equal magnitudes take their places in index order. `values` is scratch of one row, `bits` the same memory as
     unsigned integers; `kept` is scratch of a byte for each element, in whole words. Limits are monotone, so the highest
     16 random bits of most elements lie below or above those of all places that the elements of the same bucket take.
-    What is left is settled by its place, equal magnitudes together; where they are too many, the row is sorted. The
-    other random bits are drawn only where the highest equal the limit's.
+    What is left is settled by its place: by how many of its bucket come before it where that holds equal elements
+    alone, else equal magnitudes together; where these are too many, the row is sorted. The other random bits are drawn
+    only where the highest equal the limit's.
     """
     row_length = limits.size
     if row_length == 0:
