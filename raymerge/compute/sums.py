@@ -19,14 +19,25 @@ LANES = 64  # element j of a chunk goes to lane j % 64: enough independent sums 
 class PairwiseSum:
     """Adds the rows it is given, in order: row 2j to row 2j + 1, those sums to each other, and so on."""
 
-    def __init__(self) -> None:
+    def __init__(self, together_bytes: int = 1 << 18) -> None:
+        """Rows are added up when so many bytes of them wait: numpy takes longer to be called than to add few."""
+        self._together_bytes = together_bytes
         self._pending: list[NDArray[np.float64] | None] = []
+        self._waiting: list[NDArray[np.float64]] = []
+        self._waiting_bytes = 0
 
     def add(self, partials: NDArray[np.float64]) -> None:
         """Append rows, of shape (chunks, ...), in element order."""
+        self._waiting.append(partials)
+        self._waiting_bytes += partials.nbytes
+        if self._waiting_bytes >= self._together_bytes:
+            self._add_up()
+
+    def _add_up(self) -> None:
         import numpy as np
 
-        rows = partials
+        rows = np.concatenate(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
         level = 0
         while len(rows):
             if level == len(self._pending):
@@ -43,6 +54,8 @@ class PairwiseSum:
         """The sum of all rows; a zero of no dimensions where there were none."""
         import numpy as np
 
+        if self._waiting:
+            self._add_up()
         total: NDArray[np.float64] | None = None
         for waiting in self._pending:
             if waiting is not None:

@@ -13,6 +13,7 @@ from raymerge.compute.operations import Operations
 from raymerge.dtypes import DType
 from raymerge.merging.gathering import Piece, pieces
 from raymerge.merging.input_steps import OpenedSteps, open_steps
+from raymerge.methods import method as find_method
 from raymerge.methods.inputs import Block
 from raymerge.planning.memory import block_elements
 from raymerge.planning.nouns import TensorJob
@@ -22,6 +23,9 @@ from raymerge.storage import store_for
 # what is read there, so a sample takes long stretches of few pages: 512 bytes in every fourth. Steps are no multiple of
 # usual row lengths, so that stretches begin at different columns.
 SAMPLE_TAKE, SAMPLE_STEP = 256, 33 * 256
+# How much longer blocks are where nothing is decoded: a call from Python costs as much as a light kernel takes for a
+# block. In the room of what is not decoded; or, of a method that works in place, as far as calls no longer count.
+_STORED_BLOCKS, _IN_PLACE_BLOCKS = 2, 8
 
 Bytes = Any  # a 1-D uint8 numpy array
 Range = tuple[int, int]  # elements [start, end)
@@ -92,20 +96,30 @@ class Scanner:
     block_elements: int
     windows: Callable[[bool], Iterator[tuple[Range, Sequence[Bytes]]]]
     steps: Sequence[OpenedSteps | None] = ()
+    is_wide: bool = field(init=False)
+    lends: bool = field(init=False)  # whether blocks may hold, and results go to, elements as they are stored
+    _refs: Sequence[TensorRef] = field(init=False)
     _scratch: dict[int, Any] = field(default_factory=dict)
     _samples: dict[int, Any] = field(default_factory=dict)
 
-    def scan(self, rows: bool) -> Iterator[Block]:
-        """One pass in element order; see `Inputs.scan`.
+    def __post_init__(self) -> None:
+        self._refs = self.job.refs
+        self.is_wide = any(ref.spec.dtype is DType.F64 for ref in self._refs)
+        self.lends = not self.is_wide and not self.job.method_sha256  # a formula from outside may compute with them
 
-        Blocks for which nothing is decoded are twice as long, in the room of what is not decoded: a call costs as much
-        as a light kernel takes for a block.
-        """
+    def scan(self, rows: bool) -> Iterator[Block]:
+        """One pass in element order, in longer blocks where nothing is decoded; see `Inputs.scan`."""
         unit = block_elements(self.job.output.shape, rows=rows, target=self.block_elements)
         for (start, end), raw in self.windows(rows):
-            step = unit if rows or not self._takes_as_stored(raw) else 2 * unit
-            for first, last in cut(end - start, step):
+            longer = self._stored_blocks(rows) if self._takes_as_stored(raw) else 1
+            for first, last in cut(end - start, longer * unit):
                 yield self._block((start, end), first, last, raw)
+
+    def _stored_blocks(self, rows: bool) -> int:
+        """How much longer blocks are where nothing is decoded."""
+        if find_method(self.job.method).in_place and self.operations.view(b"", self.job.output.dtype) is not None:
+            return _IN_PLACE_BLOCKS
+        return 1 if rows else _STORED_BLOCKS
 
     def scan_to_count(self, sample: bool) -> Iterator[Block]:
         """One pass in large blocks where nothing is decoded, which would take room; see `Inputs.scan_to_count`.
@@ -120,42 +134,32 @@ class Scanner:
 
     @property
     def _has_steps(self) -> bool:
-        return any(ref.steps for ref in self.job.refs)
+        return any(ref.steps for ref in self._refs)
 
     def _takes_as_stored(self, raw: Sequence[Bytes]) -> bool:
         """Whether the operations take all of the stored elements as they lie."""
         if not self.lends or self._has_steps:
             return False
-        found = (self.operations.view(data, ref.spec.dtype) for ref, data in zip(self.job.refs, raw, strict=True))
+        found = (self.operations.view(data, ref.spec.dtype) for ref, data in zip(self._refs, raw, strict=True))
         return all(each is not None for each in found)
-
-    @property
-    def lends(self) -> bool:
-        """Whether blocks may hold, and results go to, elements as they are stored; not for a formula from outside."""
-        return not self.is_wide and not self.job.method_sha256
-
-    @property
-    def is_wide(self) -> bool:
-        return any(ref.spec.dtype is DType.F64 for ref in self.job.refs)
 
     def _block(self, window: Range, first: int, last: int, raw: Sequence[Bytes], *, sampled: bool = False) -> Block:
         count = _sampled_count(last - first) if sampled else last - first
         arrays = []
-        is_wide, lends = self.is_wide, self.lends
-        self.steps = self.steps or open_steps(self.job.refs)
-        for position, (ref, data) in enumerate(zip(self.job.refs, raw, strict=True)):
+        self.steps = self.steps or open_steps(self._refs)
+        for position, (ref, data) in enumerate(zip(self._refs, raw, strict=True)):
             dtype, stored = self._stored(position, ref, data, window, (first, last))
             if sampled:
                 stored = self._sampled(position, stored, dtype)
-            lent = self.operations.view(stored, dtype) if lends else None
+            lent = self.operations.view(stored, dtype) if self.lends else None
             if lent is not None:
                 arrays.append(lent)
                 continue
             out = self._scratch.get(position)
             if out is None or len(out) < count:
-                out = self._scratch[position] = self.operations.decode(stored, dtype, wide=is_wide)
+                out = self._scratch[position] = self.operations.decode(stored, dtype, wide=self.is_wide)
             else:
-                out = self.operations.decode(stored, dtype, out[:count], wide=is_wide)
+                out = self.operations.decode(stored, dtype, out[:count], wide=self.is_wide)
             arrays.append(out)
         has_base = self.job.base is not None
         return Block(

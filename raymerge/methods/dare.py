@@ -21,6 +21,7 @@ SOURCE = "DARE (arXiv 2311.03099)"
     parameters=(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), RESCALE_MODE, LAMBDA),
     passes=1,
     random=True,
+    in_place=True,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )
@@ -41,6 +42,7 @@ def dare_linear(inputs: Inputs) -> Combine:
     parameters=(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), RESCALE_MODE, CONSENSUS, LAMBDA),
     passes=1,
     random=True,
+    in_place=True,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5], "density": [0.5, 0.5]},
 )

@@ -66,9 +66,11 @@ class Method:
 
     `passes` is the most scans over float32 blocks that `merge` makes before it returns (over float64 ones twice that);
     `rows` says that it needs blocks of whole rows (last dimension), with `rows_when` only where that holds of the
-    shared values; `random` that it draws from the inputs' keys. `state` is the memory that it keeps through a tensor
-    beside blocks, in bytes, by the tensor's shape, the shared values and the number of inputs: tables of counts, and
-    whatever grows with rows or columns; the plan counts it.
+    shared values; `random` that it draws from the inputs' keys; `in_place` that neither its scans nor its combine make
+    floats as many as a block has beside `block.out`: blocks of stored elements, which only methods of this package
+    get, are then much longer. `state` is the memory that it keeps through a tensor beside blocks, in bytes, by the
+    tensor's shape, the shared values and the number of inputs: tables of counts, and whatever grows with rows or
+    columns; the plan counts it.
     `device_bound` methods take exp or log of single elements, which devices and architectures round differently.
     `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
     `check`, given the shared values and each input's, says what makes them impossible together, or None: the plan asks
@@ -90,6 +92,7 @@ class Method:
     rows_when: Callable[[Values], bool] | None = None
     state: State | None = None
     random: bool = False
+    in_place: bool = False
     device_bound: bool = False
     passes_lone_tensor_through: bool = False
     accepted_without_effect: tuple[str, ...] = ()

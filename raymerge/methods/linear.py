@@ -45,6 +45,7 @@ def _total(weights: Sequence[float]) -> float:
     base=Base.INPUT,
     parameters=(WEIGHT, normalize(default=True)),
     check=check_weights,
+    in_place=True,
     example={"weight": [0.6, 0.4]},
 )
 def linear(inputs: Inputs) -> Combine:

@@ -33,6 +33,7 @@ def _check(shared: Values, each: Sequence[Values]) -> str | None:
         Parameter(name="eps", kind=float, default=1e-8, help="below this norm a weighted mean of unit vectors is 0"),
     ),
     passes=1,
+    in_place=True,
     passes_lone_tensor_through=True,
     check=_check,
     example={"weight": [0.5, 0.5]},
@@ -82,6 +83,7 @@ def _weights(inputs: Inputs) -> list[float]:
         Parameter(name="tol", kind=float, default=1e-5, help="an iteration that moves less than this is the last"),
     ),
     passes=1,
+    in_place=True,
     passes_lone_tensor_through=True,
 )
 def karcher(inputs: Inputs) -> Combine:

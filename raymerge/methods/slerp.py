@@ -23,6 +23,7 @@ SOURCE = "Animating rotation with quaternion curves (SIGGRAPH 1985, doi 10.1145/
     max_inputs=2,
     parameters=(Parameter(name="t", kind=float, help="0 is the base model, 1 the other one"),),
     passes=1,
+    in_place=True,
     passes_lone_tensor_through=True,
     example={"t": 0.5},
 )

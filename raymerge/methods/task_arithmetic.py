@@ -15,6 +15,7 @@ from raymerge.methods.linear import LAMBDA, WEIGHT, delta_divisor, normalize
     source="Task arithmetic (arXiv 2212.04089)",
     base=Base.REQUIRED,
     parameters=(WEIGHT, normalize(default=False), LAMBDA),
+    in_place=True,
     accepted_without_effect=("int8_mask",),
     example={"weight": [0.5, 0.5]},
 )

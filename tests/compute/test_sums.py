@@ -15,9 +15,13 @@ from raymerge.dtypes import DType
 _F32 = DType.F32
 
 
-@given(st.lists(st.floats(-1e6, 1e6), max_size=70), st.lists(st.integers(0, 70), max_size=5))
-def test_the_total_does_not_depend_on_how_rows_arrive(rows: list[float], cuts: list[int]) -> None:
-    whole, parts = PairwiseSum(), PairwiseSum()
+@given(
+    st.lists(st.floats(-1e6, 1e6), max_size=70),
+    st.lists(st.integers(0, 70), max_size=5),
+    st.sampled_from([1, 40, 4096]),
+)
+def test_the_total_does_not_depend_on_how_rows_arrive(rows: list[float], cuts: list[int], together: int) -> None:
+    whole, parts = PairwiseSum(), PairwiseSum(together_bytes=together)
     values = np.array(rows, np.float64)
     whole.add(values)
     for part in np.split(values, sorted(cut for cut in cuts if cut <= len(rows))):
@@ -25,9 +29,11 @@ def test_the_total_does_not_depend_on_how_rows_arrive(rows: list[float], cuts: l
     assert whole.total().tobytes() == parts.total().tobytes()
 
 
-def test_rows_are_added_pairwise() -> None:
-    total = PairwiseSum()
-    total.add(np.array([1.0, 2.0**60, -(2.0**60), 3.0, 5.0]))
+@pytest.mark.parametrize("together", [8, 1 << 18])
+def test_rows_are_added_pairwise(together: int) -> None:
+    total = PairwiseSum(together_bytes=together)
+    for rows in ([1.0, 2.0**60, -(2.0**60)], [3.0, 5.0]):
+        total.add(np.array(rows))
     assert float(total.total()) == ((1 + 2.0**60) + (-(2.0**60) + 3.0)) + 5.0
 
 

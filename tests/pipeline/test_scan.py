@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -12,14 +14,14 @@ from raymerge.compute import open_operations
 from raymerge.merging.scan import SAMPLE_STEP, SAMPLE_TAKE, Scanner, held_windows
 from raymerge.planning.nouns import TensorJob
 
-RECIPE = yaml.safe_dump(
-    {"merge_method": "linear", "models": [{"model": name, "parameters": {"weight": 0.5}} for name in "AB"]}
-)
 
-
-def job_of(count: int) -> TensorJob:
+def job_of(count: int, method: str = "linear", dtype: str = "bfloat16") -> TensorJob:
+    inputs = [{"model": name, "parameters": {"weight": 0.5}} for name in "AB"]
+    recipe = {"merge_method": method, "models": inputs, "dtype": dtype}
+    if method != "linear":
+        recipe |= {"models": inputs[1:], "base_model": "A"}
     models = [hub_checkpoint(name, {"w": (count,)}, file_bytes=10**12) for name in "AB"]
-    return next(job for shard in plan_of(RECIPE, *models).shards for job in shard.jobs)
+    return next(job for shard in plan_of(yaml.safe_dump(recipe), *models).shards for job in shard.jobs)
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
@@ -43,10 +45,28 @@ def test_a_sample_is_the_start_of_every_step_of_each_block(count: int, device: s
     assert start >= count
 
 
-@pytest.mark.parametrize(("device", "sizes"), [("cpu", [128, 128, 44]), ("torch:cpu", [64] * 4 + [44])])
-def test_blocks_are_twice_as_long_where_nothing_is_decoded(device: str, sizes: list[int]) -> None:
-    job = job_of(300)
-    raw = [np.zeros(600, np.uint8) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("method", "dtype", "device", "sizes"),
+    [
+        ("linear", "bfloat16", "cpu", [512, 188]),
+        ("linear", "float32", "cpu", [128] * 5 + [60]),
+        ("linear", "bfloat16", "torch:cpu", [64] * 10 + [60]),
+        ("ties", "bfloat16", "cpu", [128] * 5 + [60]),
+    ],
+)
+def test_blocks_are_longer_where_nothing_is_decoded(method: str, dtype: str, device: str, sizes: list[int]) -> None:
+    """By far for a method that works in place and puts its results where they belong; else twice as long."""
+    job = job_of(700, method, dtype)
+    raw = [np.zeros(1400, np.uint8) for _ in range(2)]
     scanner = Scanner(job, open_operations(device), 64, lambda _rows: held_windows(job, raw))
     assert [block.count for block in scanner.scan(rows=False)] == sizes
     assert [block.start for block in scanner.scan(rows=False)] == [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+@pytest.mark.parametrize(("method", "rows"), [("della", 32), ("arcee_fusion", 4)])
+def test_blocks_of_whole_rows_are_longer_for_methods_in_place_alone(method: str, rows: int) -> None:
+    job = job_of(700, method)
+    job = replace(job, output=replace(job.output, shape=(70, 10)))
+    raw = [np.zeros(1400, np.uint8) for _ in range(2)]
+    scanner = Scanner(job, open_operations("cpu"), 40, lambda _rows: held_windows(job, raw))
+    assert next(scanner.scan(rows=True)).count == 10 * rows
