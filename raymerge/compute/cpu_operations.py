@@ -208,8 +208,11 @@ class CpuOperations(Operations):
             random_kernels.random_mask(np.array((1, key, start, limit), np.uint64), out)
         return out
 
-    def draw(self, key: int, start: int, count: int, limit: int) -> Mask:  # noqa: ARG002
-        return None if limit >= 1 << 64 else Drawn(key=key, start=start, limit=limit)
+    def draw(self, key: int, start: int, count: int, limit: int, kept: PackedMask | None = None) -> Mask:  # noqa: ARG002
+        return None if limit >= 1 << 64 else Drawn(key=key, start=start, limit=limit, kept=kept)
+
+    def room_to_keep(self, count: int) -> PackedMask | None:
+        return PackedMask(bits=np.empty(-(-count // 8), np.uint8))
 
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         out = np.empty((-(-x[0].size // chunk), len(x), len(x)))
@@ -337,6 +340,7 @@ def _masks(
                 limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
         elif isinstance(mask, Drawn):
             draws[i] = (1, mask.key, mask.start, mask.limit)
+            written[i] = 0 if mask.kept is None else mask.kept.bits.ctypes.data
         elif isinstance(mask, PackedMask):
             written[i], packed[i] = mask.bits.ctypes.data, True
         elif mask is not None:

@@ -41,11 +41,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A mask that need not be written out: what `random_mask` gives for the same stream, start and limit."""
+    """A mask that need not be written out: what `random_mask` gives for the same stream, start and limit.
+
+    `chunk_norms` leaves it in `kept` where that is given.
+    """
 
     key: int
     start: int
     limit: int
+    kept: PackedMask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,10 @@ class PackedMask:
     @property
     def nbytes(self) -> int:
         return int(self.bits.nbytes)
+
+    def part(self, start: int, count: int) -> PackedMask:
+        """So many elements from `start` on, a multiple of 8, in the same memory."""
+        return PackedMask(bits=self.bits[start // 8 : -(-(start + count) // 8)])
 
 
 def open_operations(device: str = "cpu") -> Operations:
@@ -189,9 +197,13 @@ class Operations(ABC):
     def random_mask(self, key: int, start: int, count: int, limit: int) -> Mask:
         """1 where `random_bits.element_bits(key, start + j)` is below `limit`, for j below `count`."""
 
-    def draw(self, key: int, start: int, count: int, limit: int) -> Mask:
-        """As random_mask, written out or not."""
+    def draw(self, key: int, start: int, count: int, limit: int, kept: PackedMask | None = None) -> Mask:  # noqa: ARG002
+        """As random_mask, written out or not; `kept`, from room_to_keep, is part of what is returned: see Drawn."""
         return self.random_mask(key, start, count, limit)
+
+    def room_to_keep(self, count: int) -> PackedMask | None:  # noqa: ARG002
+        """Memory for a drawn mask of so many elements; None where it is drawn again instead."""
+        return None
 
     @abstractmethod
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
@@ -206,7 +218,10 @@ class Operations(ABC):
     def chunk_norms(
         self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int = CHUNK_ELEMENTS
     ) -> NDArray[np.float64]:
-        """Sums of |x_i - base| in each chunk or row, (chunks, K, 2): over all elements, and where its mask is set."""
+        """Sums of |x_i - base| in each chunk or row, (chunks, K, 2): over all elements, and where its mask is set.
+
+        Chunks that a drawn mask is kept for have a multiple of 8 elements.
+        """
         import numpy as np
 
         found = [

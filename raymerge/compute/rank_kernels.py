@@ -13,7 +13,7 @@ from raymerge.compute.place_kernels import decide_equals, decide_pure, is_kept, 
 from raymerge.compute.random_bits import LOW_BITS
 from raymerge.compute.random_kernels import high_bits
 from raymerge.compute.selection_kernels import magnitudes
-from raymerge.compute.tile_kernels import fetch
+from raymerge.compute.tile_kernels import fetch, pack
 
 BUCKETS = 1024  # of the highest 16 bits below the largest element's: 8 powers of 2
 ELEMENTS = 6  # in a bucket: shorter rows join two, and these again; in rows of 700, all 1024 took a quarter longer
@@ -21,7 +21,6 @@ MOST_HALVINGS = 5
 STREAMS = 4  # that are counted in turn, since an increment waits for the last of its counter
 SEGMENT = 2048  # most elements that are counted apart, so that few are looked through for those of one bucket
 FETCHES = 4  # of the next row, while one is decided: see tile_kernels.fetch_next
-BITS_TO_HIGHEST = 0x0102040810204080  # of a word
 
 
 @jit
@@ -96,7 +95,7 @@ def rank_mask(
             for i in range(count):
                 mask[left[i]] = is_kept(high, left[i], places[left[i]], draw)
     kept[x.size :] = 0
-    _pack(kept.view(np.uint64), out)
+    pack(kept.view(np.uint64), out)
     hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
 
 
@@ -125,13 +124,6 @@ def _fetch_next(x: Any, base: Any, has_base: Any, start: Any, row_length: Any, p
     fetch(np.uintp(x.ctypes.data), x.itemsize, first, end)
     if has_base:
         fetch(np.uintp(base.ctypes.data), base.itemsize, first, end)
-
-
-@jit
-def _pack(words: Any, out: Any) -> None:
-    """Bits of bytes that are 0 or 1: the product moves each byte's to its place in the highest byte."""
-    for i in range(words.size):
-        out[i] = (words[i] * np.uint64(BITS_TO_HIGHEST)) >> np.uint64(56)
 
 
 @jit

@@ -16,7 +16,17 @@ from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent
 import numpy as np
 
 from raymerge.compute.sums import LANES
-from raymerge.compute.tile_kernels import CODES, ROW, fetch_next, fill_terms, lent_inputs, lent_masks, tile_mask, widen
+from raymerge.compute.tile_kernels import (
+    CODES,
+    ROW,
+    fetch_next,
+    fill_terms,
+    keep_drawn,
+    lent_inputs,
+    lent_masks,
+    tile_mask,
+    widen,
+)
 
 
 @jit
@@ -98,7 +108,7 @@ def chunk_sums(
 def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
     """Store in out[i, k] the sums of |x_k - base| over the i-th chunk: of all elements, and where mask k is set.
 
-    Masks are none, written out or drawn.
+    Masks are none, written out, packed or drawn; drawn ones are kept where there is room.
     """
     count = out.shape[1]
     memory = aligned(ROW + 2 * count * LANES, np.float64)
@@ -117,6 +127,8 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
             for k in range(count):
                 fetch_next(inputs, base, like, start, last, 2 * k, 2 * count)
                 mask = tile_mask(masks, k, start, m)
+                if masks[2][k, 0] != 0 and masks[0][k] != 0:
+                    keep_drawn(masks, k, start, m)
                 fetch_next(inputs, base, like, start, last, 2 * k + 1, 2 * count)
                 if packed[k]:
                     codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]

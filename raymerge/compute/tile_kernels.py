@@ -2,11 +2,11 @@
 
 Blocks are float32, float64, or bfloat16 codes (uint16), which are decoded on the way. Kernels over several inputs take
 `inputs`, a pair of arrays: the address of each, and whether it holds codes; so one compilation serves any number.
-`masks` are five arrays: the address of each mask that is written out or packed (else 0); the least |x - base| that is
-kept and the least above it that is not (NaN where there is none); a row for each mask of random bits (see
-random_kernels.py); scratch for a tile's, of DRAW_WORDS; and whether the mask is packed, a bit for each element. `like`
-is an array of the blocks' float type; `out` is of that type, or of codes, which a tile of results is rounded to before
-it leaves the cache.
+`masks` are five arrays: the address of each mask that is written out or packed, or of where a drawn one is kept (else
+0); the least |x - base| that is kept and the least above it that is not (NaN where there is none); a row for each mask
+of random bits (see random_kernels.py); scratch for a tile's, of DRAW_WORDS; and whether the mask is packed, a bit for
+each element. `like` is an array of the blocks' float type; `out` is of that type, or of codes, which a tile of results
+is rounded to before it leaves the cache.
 """
 # ruff: noqa: PLR0917  compiled functions are called by position
 
@@ -29,6 +29,7 @@ from raymerge.compute.type_kernels import encode_bf16
 ROW = TILE + 64  # a tile's place beside others: 8 KiB apart they would share the same few lines of the cache
 DRAW_WORDS = TILE // 8 + TILE // 4 + 2  # 64-bit words: a byte and 16 random bits for each element of a tile
 LINE_BYTES = 64  # of the cache
+BITS_TO_HIGHEST = 0x0102040810204080  # of a word: the lowest bit of each byte
 BYTES_OF_1, BIT_OF_EACH = 0x0101010101010101, 0x8040201008040201  # of a word: bit i of byte i, from the lowest
 CODES = np.empty(0, np.uint16)  # arrays named for their type
 BYTES = np.empty(0, np.uint8)
@@ -152,13 +153,13 @@ def tile_mask(masks: Any, k: Any, start: Any, size: Any) -> Any:
     """Bytes of mask k for the tile from `start`: not 0 where it is set. Limits are not looked at."""
     if masks[4][k]:
         return unpacked(masks[0][k], start, size, masks[3])
-    if masks[0][k] != 0:
-        return carray(pointer(masks[0][k], BYTES), (start + size,))[start:]
     mask = masks[3].view(np.uint8)[:size]
     if masks[2][k, 0] != 0:
         drawn_mask(masks[2][k], start, masks[3][TILE // 8 :], mask)
-    else:
-        mask[:] = 1
+        return mask
+    if masks[0][k] != 0:
+        return carray(pointer(masks[0][k], BYTES), (start + size,))[start:]
+    mask[:] = 1
     return mask
 
 
@@ -171,6 +172,21 @@ def unpacked(address: Any, start: Any, size: Any, words: Any) -> Any:
     for i in range(needed):
         words[i] = (np.uint64(bits[i]) * np.uint64(BYTES_OF_1)) & np.uint64(BIT_OF_EACH)
     return words.view(np.uint8)[skipped : skipped + size]
+
+
+@inlined
+def keep_drawn(masks: Any, k: Any, start: Any, size: Any) -> None:
+    """Pack mask k, which tile_mask has just drawn into scratch, where it is to be kept; `start` is a multiple of 8."""
+    needed = (size + 7) // 8
+    masks[3].view(np.uint8)[size : 8 * needed] = 0
+    pack(masks[3][:needed], carray(pointer(masks[0][k], BYTES), (start // 8 + needed,))[start // 8 :])
+
+
+@jit
+def pack(words: Any, out: Any) -> None:
+    """Bits of bytes that are 0 or 1: the product moves each byte's to its place in the highest byte."""
+    for i in range(words.size):
+        out[i] = (words[i] * np.uint64(BITS_TO_HIGHEST)) >> np.uint64(56)
 
 
 def result_tile(out: Any, start: Any, size: Any, rounded: Any) -> Any:

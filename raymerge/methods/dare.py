@@ -5,7 +5,7 @@ from __future__ import annotations
 from raymerge.methods.declaration import Base, Combine, merge_method
 from raymerge.methods.inputs import Inputs
 from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
-from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_random, rescale, scales
+from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_random, mask_state, rescale, scales
 from raymerge.methods.ties import CONSENSUS, elect
 
 DELTA = "d_i: each entry of x_i - b kept with probability density, and scaled to its L1 norm if rescale"
@@ -20,6 +20,7 @@ SOURCE = "DARE (arXiv 2311.03099)"
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), RESCALE_MODE, LAMBDA),
     passes=1,
+    state=mask_state,
     random=True,
     in_place=True,
     accepted_without_effect=("int8_mask",),
@@ -41,6 +42,7 @@ def dare_linear(inputs: Inputs) -> Combine:
     base=Base.REQUIRED,
     parameters=(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), RESCALE_MODE, CONSENSUS, LAMBDA),
     passes=1,
+    state=mask_state,
     random=True,
     in_place=True,
     accepted_without_effect=("int8_mask",),

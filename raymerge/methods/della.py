@@ -8,7 +8,7 @@ from raymerge.errors import UsageError
 from raymerge.methods.declaration import Base, Combine, Parameter, Values, merge_method
 from raymerge.methods.inputs import Inputs
 from raymerge.methods.linear import LAMBDA, WEIGHT, normalize
-from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_by_rank, rank_state, rescale, scales
+from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_by_rank, mask_state, rescale, scales
 from raymerge.methods.ties import CONSENSUS, elect
 
 EPSILON = Parameter(
@@ -51,7 +51,7 @@ def check_probabilities(_shared: Values, each: Sequence[Values]) -> str | None:
     ),
     passes=1,
     rows=True,
-    state=rank_state,
+    state=mask_state,
     random=True,
     in_place=True,
     accepted_without_effect=("int8_mask",),
@@ -73,7 +73,7 @@ def della(inputs: Inputs) -> Combine:
     parameters=(WEIGHT, DENSITY, EPSILON, normalize(default=False), rescale(default=True), RESCALE_MODE, LAMBDA),
     passes=1,
     rows=True,
-    state=rank_state,
+    state=mask_state,
     random=True,
     in_place=True,
     accepted_without_effect=("int8_mask",),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-from raymerge.compute.operations import Limit, Mask
+from raymerge.compute.operations import Limit, Mask, PackedMask
 from raymerge.compute.random_bits import keep_limit
 from raymerge.compute.selection import OpenBlocks, Pair, Threshold, TopKeeper, find_thresholds, kept_count
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
@@ -132,7 +132,7 @@ def keep_by_rank(inputs: Inputs) -> OpenKeepers:
 
     The masks that a pass for scales makes are kept for the one that combines, as far as their bound allows.
     """
-    room = rank_state(inputs.shape, inputs.shared, inputs.count) // inputs.count
+    room = _mask_room(inputs)
     keepers = [
         _keep_ranked(inputs, i, density, epsilon, room) if density < 1 else _keep_all
         for i, (density, epsilon) in enumerate(
@@ -142,13 +142,18 @@ def keep_by_rank(inputs: Inputs) -> OpenKeepers:
     return lambda: keepers
 
 
-def rank_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
-    """Most bytes of masks that `keep_by_rank` keeps: a bit for each element of each input, up to a bound.
+def mask_state(shape: tuple[int, ...], shared: Values, count: int) -> int:
+    """Most bytes of masks that are kept between passes: a bit for each element of each input, up to a bound.
 
     Where masks take more than bits, fewer are kept.
     """
     nbytes = min(count * -(-prod(shape) // 8), MOST_MASK_BYTES)
     return nbytes if shared["rescale"] and shared["rescale_mode"] == "l1" else 0
+
+
+def _mask_room(inputs: Inputs) -> int:
+    """The bytes for one input's."""
+    return mask_state(inputs.shape, inputs.shared, inputs.count) // inputs.count
 
 
 def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, room: int) -> Keeper:
@@ -170,23 +175,38 @@ def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, room: i
 
 
 def keep_random(inputs: Inputs) -> OpenKeepers:
-    """Keep each change with probability `density`, by the bits of its input's stream."""
+    """Keep each change with probability `density`, by the bits of its input's stream.
 
-    def open_keepers() -> Sequence[Keeper]:
-        return [
-            _keep_drawn(key, density) for key, density in zip(inputs.keys, inputs.parameter("density"), strict=True)
-        ]
+    What a pass for scales draws is kept for the one that combines, as far as the bound of masks allows.
+    """
+    room = min(inputs.element_count, 8 * _mask_room(inputs))
+    keepers = [
+        _keep_drawn(key, density, inputs.operations.room_to_keep(room) if room else None, room)
+        if density < 1
+        else _keep_all
+        for key, density in zip(inputs.keys, inputs.parameter("density"), strict=True)
+    ]
+    return lambda: keepers
 
-    return open_keepers
 
-
-def _keep_drawn(key: int, density: float) -> Keeper:
+def _keep_drawn(key: int, density: float, kept: PackedMask | None, room: int) -> Keeper:
+    """`room` is how many elements' bits can be `kept`, from the first on: a pass for scales comes before any other."""
     limit = keep_limit(density)
+    end = 0  # of what is kept
+    is_full = kept is None
 
     def keep(block: Block, _i: int) -> Mask:
-        return block.operations.draw(key, block.start, block.count, limit)
+        nonlocal end, is_full
+        stop = block.start + block.count
+        if kept is not None and stop <= end:
+            return kept.part(block.start, block.count)
+        is_full = is_full or stop > room
+        if kept is None or is_full:
+            return block.operations.draw(key, block.start, block.count, limit)
+        end = stop
+        return block.operations.draw(key, block.start, block.count, limit, kept.part(block.start, block.count))
 
-    return _keep_all if density >= 1 else keep
+    return keep
 
 
 def scales(inputs: Inputs, open_keepers: OpenKeepers, *, rows: bool = False) -> list[float]:

@@ -131,3 +131,20 @@ def test_a_packed_mask_keeps_what_its_bits_say(chunk: int) -> None:
         ):
             assert call(packed).tobytes() == call(masks).tobytes()
             assert call(packed).tobytes() != call([None] * 3).tobytes()
+
+
+@pytest.mark.parametrize(("n", "chunk"), [(13 * 1003, CHUNK_ELEMENTS), (5001, 1000), (7, 8), (1024, 1024)])
+def test_a_drawn_mask_is_kept_as_it_was_counted(n: int, chunk: int) -> None:
+    """Limits that high bits alone decide, and one that some elements' lower bits do."""
+    operations = open_operations()
+    x = list(np.random.default_rng(0).normal(size=(3, n)).astype(np.float32))
+    kept = [operations.room_to_keep(n) for _ in x]
+    limits = [1 << 63, 1 << 62, (1 << 63) + 12345]
+    drawn = [
+        operations.draw(key, 40, n, limit, room) for key, (limit, room) in enumerate(zip(limits, kept, strict=True))
+    ]
+    norms = operations.chunk_norms(x, None, drawn, chunk)
+    for key, (limit, room) in enumerate(zip(limits, kept, strict=True)):
+        assert np.array_equal(written(room, n), operations.random_mask(key, 40, n, limit))
+        assert not written(room, room.nbytes * 8)[n:].any()
+    assert operations.chunk_norms(x, None, kept, chunk).tobytes() == norms.tobytes()

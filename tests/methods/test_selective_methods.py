@@ -11,6 +11,7 @@ from method_harness import assert_well_rounded, bf16_models, float_models, make_
 
 from raymerge.compute import Operations, open_operations
 from raymerge.compute.cpu_operations import CpuOperations
+from raymerge.compute.operations import PackedMask
 from raymerge.errors import UsageError
 from raymerge.methods import method, sparsify
 from raymerge.methods.sparsify import keep_by_rank
@@ -106,6 +107,32 @@ def test_della_is_the_same_however_many_of_its_masks_are_kept(most: int, monkeyp
     assert_well_rounded(run_method("della", x, base, each=each, block=4096), exact)
     again = {0: 3 * base.size, 3 * 10_000: 0}.get(most, 3 * (base.size - 4096))
     assert sum(drawn) == 3 * base.size + again
+
+
+@pytest.mark.parametrize(("most", "elements"), [(0, 0), (3 * 8192 // 8 + 5, 6144), (3 * 10_000, 401 * 63)])
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
+def test_dare_is_the_same_however_many_of_its_masks_are_kept(
+    name: str, most: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn for the scales, a block's mask is taken from what is kept, or drawn again where not all of it is."""
+    x, base = bf16_models(3, (401, 63))
+    options: dict[str, Any] = {"each": {"weight": (0.9, 0.4, 0.5), "density": (0.5, 0.3, 1.0)}}
+    expected = run_method(name, x, base, device="torch:cpu", **options)
+    monkeypatch.setattr(sparsify, "MOST_MASK_BYTES", most)
+    inputs, scan = make_inputs(name, x, base, block=8192, **options)
+    combine = method(name).merge(inputs)
+    taken: list[int] = []
+    part = PackedMask.part
+
+    def count(self: PackedMask, start: int, size: int) -> PackedMask:
+        taken.append(size)
+        return part(self, start, size)
+
+    monkeypatch.setattr(PackedMask, "part", count)
+    scan.block = 6144
+    result = np.concatenate([combine(block) for block in scan(False)])
+    assert result.tobytes() == expected.tobytes()
+    assert sum(taken) == 2 * elements
 
 
 def test_della_of_density_one_keeps_everything() -> None:
