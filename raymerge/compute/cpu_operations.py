@@ -230,11 +230,9 @@ class CpuOperations(Operations):
         sum_kernels.chunk_sums(_inputs((x,)), masks, *_base(base, x), squared, x.size, chunk, like, out)
         return out
 
-    def chunk_norms(
-        self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int = CHUNK_ELEMENTS
+    def _chunk_norms(
+        self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int
     ) -> NDArray[np.float64]:
-        if any(isinstance(mask, Limit) for mask in masks):
-            return super().chunk_norms(x, base, masks, chunk)
         n, like = x[0].size, self._tile(x[0])
         out = np.empty((-(-n // chunk), len(x), 2))
         sum_kernels.chunk_norms(_inputs(x), _masks(masks, like.dtype), *_base(base, x[0]), n, chunk, like, out)

@@ -220,15 +220,26 @@ class Operations(ABC):
     ) -> NDArray[np.float64]:
         """Sums of |x_i - base| in each chunk or row, (chunks, K, 2): over all elements, and where its mask is set.
 
-        Chunks that a drawn mask is kept for have a multiple of 8 elements.
+        Differences, and sums of up to four of them, are of the blocks' type, and float64 from there on; or from the
+        start where they do not fit. Chunks that a drawn mask is kept for have a multiple of 8 elements.
         """
         import numpy as np
 
-        found = [
+        norms = self._chunk_norms(x, base, masks, chunk)
+        fits = np.isfinite(norms)
+        if fits.all():
+            return norms
+        exact = [
             [self.chunk_sums(each, base, which, chunk=chunk) for which in (None, mask)]
             for each, mask in zip(x, masks, strict=True)
         ]
-        return np.moveaxis(np.array(found), 2, 0)
+        return np.where(fits, norms, np.moveaxis(np.array(exact), 2, 0))
+
+    @abstractmethod
+    def _chunk_norms(
+        self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int
+    ) -> NDArray[np.float64]:
+        """What chunk_norms gives where it fits the blocks' type; else not finite."""
 
     @abstractmethod
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:

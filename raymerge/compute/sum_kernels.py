@@ -25,6 +25,7 @@ from raymerge.compute.tile_kernels import (
     lent_inputs,
     lent_masks,
     tile_mask,
+    unpack,
     widen,
 )
 
@@ -108,11 +109,12 @@ def chunk_sums(
 def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk: Any, like: Any, out: Any) -> None:
     """Store in out[i, k] the sums of |x_k - base| over the i-th chunk: of all elements, and where mask k is set.
 
-    Masks are none, written out, packed or drawn; drawn ones are kept where there is room.
+    Four steps of a lane are added in the blocks' type, whose vectors take twice as many, before they go to the lane.
+    Drawn masks are kept where there is room.
     """
     count = out.shape[1]
-    memory = aligned(ROW + 2 * count * LANES, np.float64)
-    b, lanes = lent(memory)[:TILE], lent(memory)[ROW:].reshape(count, 2, LANES)
+    memory, short_memory = aligned(2 * count * LANES, np.float64), aligned(TILE + 2 * LANES, like.dtype)
+    lanes, b, short = lent(memory).reshape(count, 2, LANES), lent(short_memory)[:TILE], lent(short_memory)[TILE:]
     inputs, masks = lent_inputs(inputs), lent_masks(masks)
     base, out, like = lent(base), lent(out), lent(like)
     addresses, packed = inputs
@@ -123,7 +125,7 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
             if has_base:
-                widen(base[start : start + m], b[:m])
+                unpack(base[start : start + m], b)
             for k in range(count):
                 fetch_next(inputs, base, like, start, last, 2 * k, 2 * count)
                 mask = tile_mask(masks, k, start, m)
@@ -132,28 +134,64 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
                 fetch_next(inputs, base, like, start, last, 2 * k + 1, 2 * count)
                 if packed[k]:
                     codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]
-                    _add_norms(lanes[k, 0], lanes[k, 1], codes, b, mask)
+                    _add_norms(lanes[k], codes, b, masks[1][k], mask, short)
                 else:
                     x = carray(pointer(addresses[k], like), (start + m,))[start:]
-                    _add_norms(lanes[k, 0], lanes[k, 1], x, b, mask)
+                    _add_norms(lanes[k], x, b, masks[1][k], mask, short)
         for k in range(count):
             out[i, k, 0], out[i, k, 1] = _add_lanes(lanes[k, 0]), _add_lanes(lanes[k, 1])
-    hold((memory,))
+    hold((memory, short_memory))
 
 
 @jit
-def _add_norms(whole: Any, kept: Any, x: Any, base: Any, mask: Any) -> None:
-    """Add |x[j] - base[j]| to lane j % 64, in order; of `kept` where the mask is set."""
-    steps = x.size // LANES * LANES
-    for s in range(0, steps, LANES):
+def _add_norms(lanes: Any, x: Any, base: Any, limits: Any, mask: Any, short: Any) -> None:
+    """Add |x[j] - base[j]| to lane j % 64 of the first ones; where the mask is set, and within limits, of the second.
+
+    `short` are as many lanes again, of the blocks' type. The last steps may be fewer than four, and the last one short.
+    """
+    if limits[0] > 0.0 or not np.isnan(limits[1]):
+        _mark_within(x, base, limits, mask)
+    four = x.size // (4 * LANES) * (4 * LANES)
+    zero = np.float32(0)
+    for s in range(0, four, 4 * LANES):
         for j in range(LANES):
-            d = abs(np.float64(element(x, s + j)) - base[s + j])
-            whole[j] += d
-            kept[j] += d if mask[s + j] != 0 else 0.0
-    for j in range(x.size - steps):
-        d = abs(np.float64(element(x, steps + j)) - base[steps + j])
-        whole[j] += d
-        kept[j] += d if mask[steps + j] != 0 else 0.0
+            d = abs(element(x, s + j) - base[s + j])
+            total = d
+            share = d if mask[s + j] != 0 else zero
+            d = abs(element(x, s + LANES + j) - base[s + LANES + j])
+            total += d
+            share += d if mask[s + LANES + j] != 0 else zero
+            d = abs(element(x, s + 2 * LANES + j) - base[s + 2 * LANES + j])
+            total += d
+            share += d if mask[s + 2 * LANES + j] != 0 else zero
+            d = abs(element(x, s + 3 * LANES + j) - base[s + 3 * LANES + j])
+            total += d
+            share += d if mask[s + 3 * LANES + j] != 0 else zero
+            short[j] = total
+            short[LANES + j] = share
+        for j in range(LANES):
+            lanes[0, j] += np.float64(short[j])
+            lanes[1, j] += np.float64(short[LANES + j])
+    if four == x.size:
+        return
+    short[:] = 0.0
+    for j in range(four, x.size):
+        d = abs(element(x, j) - base[j])
+        short[j % LANES] += d
+        short[LANES + j % LANES] += d if mask[j] != 0 else zero
+    for j in range(LANES):
+        lanes[0, j] += np.float64(short[j])
+        lanes[1, j] += np.float64(short[LANES + j])
+
+
+@jit
+def _mark_within(x: Any, base: Any, limits: Any, mask: Any) -> None:
+    """1 where |x - base| lies within limits: see tile_kernels.py."""
+    limit, end = limits[0], limits[1]
+    is_open = np.isnan(end)
+    for j in range(x.size):
+        magnitude = abs(np.float64(element(x, j)) - np.float64(base[j]))
+        mask[j] = not magnitude < limit and (is_open or magnitude < end)
 
 
 @jit

@@ -1,7 +1,7 @@
 """Sums over a whole tensor that come out the same whatever blocks it is read in.
 
-Kernels sum fixed chunks of 4096 elements in float64; the chunks' partial sums are added pairwise in index order, always
-along the same binary tree.
+Kernels sum fixed chunks of 4096 elements in float64 (L1 norms add four magnitudes in the blocks' type first); the
+chunks' partial sums are added pairwise in index order, always along the same binary tree.
 """
 
 from __future__ import annotations

@@ -42,6 +42,13 @@ def widen(x: Any, out: Any) -> None:
         out[j] = np.float64(element(x, j))
 
 
+@inlined
+def unpack(x: Any, out: Any) -> None:
+    """Elements as floats of their own type."""
+    for j in range(x.size):
+        out[j] = element(x, j)
+
+
 @jit
 def lent_inputs(inputs: Any) -> Any:
     """Without counts of references: see jit.lent."""

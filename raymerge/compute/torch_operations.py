@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -170,6 +171,17 @@ class TorchOperations(Operations):
         sums: NDArray[np.float64] = _add_products(d, d if squared else torch.ones_like(d)).cpu().numpy()
         return sums
 
+    def _chunk_norms(
+        self, x: Sequence[Array], base: Array | None, masks: Sequence[Mask], chunk: int
+    ) -> NDArray[np.float64]:
+        norms = []
+        for each, mask in zip(x, masks, strict=True):
+            magnitude = (each if base is None else each - base).abs()
+            kept = _is_kept(each, base, mask)
+            part = magnitude if kept is None else torch.where(kept, magnitude, 0.0)
+            norms.append([_add_by_fours(_by_lane(values, chunk)).cpu().numpy() for values in (magnitude, part)])
+        return np.moveaxis(np.array(norms), 2, 0)
+
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
         return kept & ~dropped
 
@@ -261,11 +273,17 @@ def _bits(magnitudes: Array) -> Array:
 
 def _term(x: Array, base: Array | None, mask: Mask, coefficient: float) -> Array:
     term = float(coefficient) * (x.double() if base is None else x.double() - base.double())
-    if isinstance(mask, Limit):
-        magnitude = _magnitudes(x, base)
-        dropped = _lies_under(magnitude, mask)
-        return torch.where(dropped if mask.below is None else dropped | ~_lies_under(magnitude, mask.below), 0.0, term)
-    return term if mask is None else torch.where(mask != 0, term, 0.0)
+    kept = _is_kept(x, base, mask)
+    return term if kept is None else torch.where(kept, term, 0.0)
+
+
+def _is_kept(x: Array, base: Array | None, mask: Mask) -> Array | None:
+    """Where a mask is set; None where it keeps everything."""
+    if not isinstance(mask, Limit):
+        return None if mask is None else mask != 0
+    magnitude = _magnitudes(x, base)
+    kept = ~_lies_under(magnitude, mask)
+    return kept if mask.below is None else kept & _lies_under(magnitude, mask.below)
 
 
 def _lies_under(magnitude: Array, limit: Limit) -> Array:
@@ -309,6 +327,13 @@ def _by_lane(values: Array, chunk: int) -> Array:
     chunks, steps = -(-len(values) // chunk), -(-chunk // LANES)
     rows = torch.nn.functional.pad(values, (0, chunks * chunk - len(values))).view(chunks, chunk)
     return torch.nn.functional.pad(rows, (0, steps * LANES - chunk)).view(chunks, steps, LANES)
+
+
+def _add_by_fours(values: Array) -> Array:
+    """Sums over each chunk: four steps of a lane in their own type, then as _add_products adds."""
+    total = [reduce(torch.add, values[:, step : step + 4].unbind(1)) for step in range(0, values.shape[1], 4)]
+    lanes = torch.stack(total, 1).double()
+    return _add_products(lanes, torch.ones_like(lanes))
 
 
 def _add_products(a: Array, b: Array) -> Array:

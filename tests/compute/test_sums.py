@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from method_harness import written
+from method_harness import to_numpy, written
 
 from raymerge.compute import open_operations
+from raymerge.compute.operations import Limit
 from raymerge.compute.sums import CHUNK_ELEMENTS, PairwiseSum
 from raymerge.dtypes import DType
 
@@ -94,21 +96,74 @@ def _chunks(values: np.ndarray, chunk: int) -> list[np.ndarray]:
     return np.split(values, range(chunk, values.size, chunk))
 
 
+def norms_by_definition(magnitudes: np.ndarray, chunk: int) -> np.ndarray:
+    """Four steps of 64 lanes in the magnitudes' type, those in float64 in order, and the lanes pairwise."""
+    sums = []
+    for part in _chunks(magnitudes, chunk):
+        steps = np.pad(part, (0, -part.size % 256)).reshape(-1, 4, 64)
+        fours = ((steps[:, 0] + steps[:, 1]) + steps[:, 2]) + steps[:, 3]
+        lanes = np.zeros(64)
+        for four in fours:
+            lanes = lanes + four.astype(np.float64)
+        while lanes.size > 1:
+            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+        sums.append(float(lanes[0]))
+    return np.array(sums)
+
+
 @pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
-@pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 100])
-def test_norms_of_several_inputs_are_those_of_each_alone(device: str, chunk: int) -> None:
+@pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 100, 1300])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_norms_are_added_up_as_defined_whatever_the_masks(device: str, chunk: int, kind: Any) -> None:
     rng = np.random.default_rng(0)
     n = 13_000
     operations = open_operations(device)
-    x = [operations.decode(bytearray(rng.normal(size=n).astype(np.float32).tobytes()), _F32) for _ in range(4)]
-    masks = [None, operations.random_mask(1, 0, n, 1 << 63), operations.draw(2, 0, n, 1 << 62), operations.no_mask(n)]
-    for base in (None, x.pop()):
-        chosen = masks[: len(x)] if base is None else masks[1:]
-        norms = operations.chunk_norms(x, base, chosen, chunk)
-        assert norms.shape == (-(-n // chunk), len(x), 2)
-        for i, (each, mask) in enumerate(zip(x, chosen, strict=True)):
-            assert norms[:, i, 0].tobytes() == operations.chunk_sums(each, base, None, chunk=chunk).tobytes()
-            assert norms[:, i, 1].tobytes() == operations.chunk_sums(each, base, mask, chunk=chunk).tobytes()
+    dtype, wide = (DType.F64, True) if kind is np.float64 else (_F32, False)
+    stored = [rng.normal(size=n).astype(kind) for _ in range(6)]
+    x = [operations.decode(bytearray(each.tobytes()), dtype, wide=wide) for each in stored]
+    within = Limit(threshold=0.25, inclusive=True)
+    masks = [
+        None,
+        operations.random_mask(1, 0, n, 1 << 63),
+        operations.draw(2, 0, n, 1 << 62),
+        Limit(threshold=0.75, inclusive=False),
+        Limit(threshold=0.125, inclusive=True, below=within),
+    ]
+    for base in (None, stored.pop()):
+        found = operations.chunk_norms(x[:5], None if base is None else x[5], masks, chunk)
+        assert found.shape == (-(-n // chunk), 5, 2)
+        for i, mask in enumerate(masks):
+            magnitudes = np.abs(stored[i] if base is None else stored[i] - base)
+            kept = [
+                np.ones(n, bool),
+                to_numpy(operations.random_mask(1, 0, n, 1 << 63)) != 0,
+                to_numpy(operations.random_mask(2, 0, n, 1 << 62)) != 0,
+                magnitudes > 0.75,
+                (magnitudes >= 0.125) & (magnitudes < 0.25),
+            ][i]
+            assert np.array_equal(found[:, i, 0], norms_by_definition(magnitudes, chunk))
+            assert np.array_equal(found[:, i, 1], norms_by_definition(np.where(kept, magnitudes, kind(0)), chunk))
+            given = None if base is None else x[5]
+            assert np.allclose(found[:, i, 1], operations.chunk_sums(x[i], given, mask, chunk=chunk), rtol=2e-7)
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+def test_norms_of_what_does_not_fit_float32_are_those_of_float64(device: str) -> None:
+    """In the chunks where it does not: a difference, or a sum of four; what is not finite stays so."""
+    operations = open_operations(device)
+    x = np.full(5 * 512, 1.0, np.float32)
+    base = np.zeros_like(x)
+    x[512], base[512] = 3e38, -3e38
+    x[1024 : 1024 + 256] = 2e38
+    x[1536] = np.nan
+    arrays = [operations.decode(bytearray(each.tobytes()), _F32) for each in (x, base)]
+    mask = operations.draw(3, 0, x.size, 1 << 63)
+    found = operations.chunk_norms(arrays[:1], arrays[1], [mask], 512)
+    exact = [operations.chunk_sums(*arrays, which, chunk=512) for which in (None, mask)]
+    assert np.array_equal(found[:, 0], np.array(exact).T, equal_nan=True)
+    assert np.isfinite(found[[0, 1, 2, 4]]).all()
+    assert found[1, 0, 0] > 5.9e38
+    assert np.isnan(found[3, 0, 0])
 
 
 @pytest.mark.parametrize("chunk", [CHUNK_ELEMENTS, 1003])
