@@ -190,8 +190,8 @@ class CpuOperations(Operations):
         return out
 
     def count_equal(self, x: Array, base: Array | None, threshold: float) -> int:
-        values = self._tile(x)
-        return int(selection_kernels.count_equal(x, *_base(base, x), values.dtype.type(threshold), values))
+        limit = _float_type(x).type(threshold)
+        return int(selection_kernels.count_equal(x, *_base(base, x), limit))
 
     def index_after_equals(self, x: Array, base: Array | None, threshold: float, wanted: int) -> int:
         limit = _float_type(x).type(threshold)
