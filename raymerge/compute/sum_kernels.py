@@ -19,13 +19,13 @@ from raymerge.compute.sums import LANES
 from raymerge.compute.tile_kernels import (
     CODES,
     ROW,
+    as_floats,
     fetch_next,
     fill_terms,
     keep_drawn,
     lent_inputs,
     lent_masks,
     tile_mask,
-    unpack,
     widen,
 )
 
@@ -125,7 +125,7 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
         for start in range(i * chunk, last, TILE):
             m = min(TILE, last - start)
             if has_base:
-                unpack(base[start : start + m], b)
+                as_floats(base[start : start + m], b)
             for k in range(count):
                 fetch_next(inputs, base, like, start, last, 2 * k, 2 * count)
                 mask = tile_mask(masks, k, start, m)

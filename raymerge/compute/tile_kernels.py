@@ -43,7 +43,7 @@ def widen(x: Any, out: Any) -> None:
 
 
 @inlined
-def unpack(x: Any, out: Any) -> None:
+def as_floats(x: Any, out: Any) -> None:
     """Elements as floats of their own type."""
     for j in range(x.size):
         out[j] = element(x, j)
