@@ -67,9 +67,9 @@ class Method:
     `passes` is the most scans over float32 blocks that `merge` makes before it returns (over float64 ones twice that);
     `rows` says that it needs blocks of whole rows (last dimension), with `rows_when` only where that holds of the
     shared values; `random` that it draws from the inputs' keys; `in_place` that neither its scans nor its combine make
-    floats as many as a block has beside `block.out`: blocks of stored elements, which only methods of this package
-    get, are then much longer. `state` is the memory that it keeps through a tensor beside blocks, in bytes, by the
-    tensor's shape, the shared values and the number of inputs: tables of counts, and whatever grows with rows or
+    as many floats as a block has, but write to `block.out`: blocks of stored elements, which only methods of this
+    package get, are then much longer. `state` is the memory that it keeps through a tensor beside blocks, in bytes, by
+    the tensor's shape, the shared values and the number of inputs: tables of counts, and whatever grows with rows or
     columns; the plan counts it.
     `device_bound` methods take exp or log of single elements, which devices and architectures round differently.
     `passes_lone_tensor_through`: a tensor that only one input has is copied (mergekit's rule for slerp-like methods).
