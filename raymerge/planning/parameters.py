@@ -169,7 +169,7 @@ def check_names(
             if declared is not None:
                 if level.of_source and not declared.per_input:
                     warnings.setdefault(
-                        name, _useless(subject, setting, "is one value for the whole tensor", "top-level")
+                        name, _useless(subject, setting, "is one value for the whole tensor: ignored here", "top-level")
                     )
             elif name in method.accepted_without_effect:
                 warnings.setdefault(

@@ -253,6 +253,17 @@ def test_parameters_of_other_methods_warn_and_unknown_ones_fail() -> None:
         plan_of(LINEAR + "parameters: {wieght: 1}\n", *models)
 
 
+def test_a_setting_of_the_whole_tensor_under_a_model_is_told_to_be_ignored() -> None:
+    names = llama_names(1)
+    models = checkpoint("base", names), checkpoint("a", names), checkpoint("b", names)
+    plan = plan_of(TIES.replace("weight: 0.5", "weight: 0.5, lambda: 0.3"), *models)
+    (warning,) = plan.warnings
+    assert "lambda" in warning.subject
+    assert "ignored here" in warning.message
+    assert "top-level" in warning.remedy
+    assert all(job.parameters["lambda"] == 1 for job in jobs_of(plan).values())
+
+
 def test_values_outside_a_parameters_range_name_the_line() -> None:
     names = llama_names(1)
     models = checkpoint("base", names), checkpoint("a", names), checkpoint("b", names)
