@@ -91,6 +91,19 @@ def _float_of_bits(_context: Any, _bits: Any) -> Any:
 float_of_bits: Any = intrinsic(_float_of_bits)
 
 
+def _choose(_context: Any, _condition: Any, _yes: Any, _no: Any) -> Any:
+    """One of two numbers of one type, both made whatever the condition says."""
+    signature = _yes(types.boolean, _yes, _yes)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.select(arguments[0], arguments[1], arguments[2])
+
+    return signature, generate
+
+
+choose: Any = intrinsic(_choose)  # an `if` is a jump, and a loop with several of those may not become vector code
+
+
 def element(x: Any, j: Any) -> Any:
     """Element j of an array of floats, or of bfloat16 codes (uint16). For kernels, which compile for either."""
     raise NotImplementedError("compiled code only")

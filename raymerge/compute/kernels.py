@@ -4,7 +4,7 @@ For blocks, `inputs`, `masks` and `like` see tile_kernels.py. Kernels work throu
 cache: the loop over inputs outside, elements inside, which the compiler turns into vector code. (Indexing inputs inside
 the element loop ran 10 times slower.)
 """
-# ruff: noqa: FURB136, PLR0917  max() would drop a NaN; compiled functions are called by position
+# ruff: noqa: PLR0917  compiled functions are called by position
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 # isort: off
 # First, because it settles where numba keeps compiled kernels.
-from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer
+from raymerge.compute.jit import TILE, aligned, carray, choose, element, hold, jit, lent, pointer
 # isort: on
 
 import numpy as np
@@ -156,14 +156,14 @@ def elect(
             for j in range(0, m, PART):
                 fetch_next(inputs, base, like, start, out.size, j // PART, TILE // PART)
                 if count == 2:
-                    _elect_of_two(terms[j:], shares, b[j:], least, factor, result[j : j + PART])
+                    _elect_of_two(terms[j:], shares, b[j:], divide, least, factor, result[j : j + PART])
                 else:
-                    _elect_of_three(terms[j:], shares, b[j:], least, factor, result[j : j + PART])
+                    _elect_of_three(terms[j:], shares, b[j:], divide, least, factor, result[j : j + PART])
         else:
             sums[: 4 * ROW] = 0.0
             for first in range(0, count, GROUP):
                 fetch_next(inputs, base, like, start, out.size, first // GROUP, groups)
-                _add_sides(terms[first * ROW :], shares[first:], m, sums)
+                _add_sides(terms[first * ROW :], shares[first:], m, divide, sums)
             deciding, winning = sums, sums
             if count_votes:
                 _add_gained(terms, np.ones(count), m, True, counts)
@@ -186,60 +186,85 @@ def _filled_up(weights: Any, size: Any) -> Any:
 
 
 @jit
-def _vote(term: Any, weight: Any, sides: Any) -> Any:
-    """One more vote in the sums of both sides' votes, NaN in both, and of their weights."""
-    plus, minus, plus_share, minus_share = sides
-    plus += 0.0 if term < 0.0 else term
-    minus -= 0.0 if term > 0.0 else term
-    plus_share = plus_share + weight if term > 0.0 else plus_share
-    minus_share = minus_share + weight if term < 0.0 else minus_share
-    return plus, minus, plus_share, minus_share
+def _vote(term: Any, plus: Any, minus: Any) -> Any:
+    """One more vote in the sums of both sides; NaN in both."""
+    plus += choose(term < 0.0, 0.0, term)
+    minus -= choose(term > 0.0, 0.0, term)
+    return plus, minus
 
 
 @jit
-def _settle(sides: Any, winning: Any, least: Any) -> Any:
-    """The mean of the elected side: of `winning`, the sums of both, by the weights of the one whose votes prevail."""
-    plus, minus, plus_share, minus_share = sides
-    is_minus = minus - plus > VOTE_ROUNDING * minus
-    total = -winning[1] if is_minus else winning[0]
-    # One choice of two values that come from memory would be compiled to a load of a chosen address, which is slow.
-    plus_share = plus_share if abs(plus_share) > least else 1.0
-    minus_share = minus_share if abs(minus_share) > least else 1.0
-    return total / (minus_share if is_minus else plus_share)
+def _share(term: Any, weight: Any, plus: Any, minus: Any) -> Any:
+    """The weight of one more vote in the sum of its side."""
+    return choose(term > 0.0, plus + weight, plus), choose(term < 0.0, minus + weight, minus)
 
 
 @jit
-def _elect_of_two(terms: Any, weights: Any, base: Any, least: Any, factor: Any, result: Any) -> None:
+def _is_minus(votes: Any) -> Any:
+    """Whether the votes below 0 prevail, by more than rounding."""
+    return votes[1] - votes[0] > VOTE_ROUNDING * votes[1]
+
+
+@jit
+def _mean(winning: Any, shares: Any, is_minus: Any, least: Any) -> Any:
+    """The elected side's sum by its weights, where those are more than `least`."""
+    share = choose(is_minus, shares[1], shares[0])
+    return choose(is_minus, -winning[1], winning[0]) / choose(abs(share) > least, share, 1.0)
+
+
+@jit
+def _elect_of_two(terms: Any, weights: Any, base: Any, divide: Any, least: Any, factor: Any, result: Any) -> None:
     first, second = weights[0], weights[1]
+    if not divide:
+        for j in range(result.size):
+            votes = _vote(terms[j], 0.0, 0.0)
+            votes = _vote(terms[ROW + j], *votes)
+            result[j] = base[j] + factor * choose(_is_minus(votes), -votes[1], votes[0])
+        return
     for j in range(result.size):
-        sides = _vote(terms[j], first, (0.0, 0.0, 0.0, 0.0))
-        sides = _vote(terms[ROW + j], second, sides)
-        result[j] = base[j] + factor * _settle(sides, sides, least)
+        votes, shares = _vote(terms[j], 0.0, 0.0), _share(terms[j], first, 0.0, 0.0)
+        votes, shares = _vote(terms[ROW + j], *votes), _share(terms[ROW + j], second, *shares)
+        result[j] = base[j] + factor * _mean(votes, shares, _is_minus(votes), least)
 
 
 @jit
-def _elect_of_three(terms: Any, weights: Any, base: Any, least: Any, factor: Any, result: Any) -> None:
+def _elect_of_three(terms: Any, weights: Any, base: Any, divide: Any, least: Any, factor: Any, result: Any) -> None:
     first, second, third = weights[0], weights[1], weights[2]
+    if not divide:
+        for j in range(result.size):
+            votes = _vote(terms[j], 0.0, 0.0)
+            votes = _vote(terms[ROW + j], *votes)
+            votes = _vote(terms[2 * ROW + j], *votes)
+            result[j] = base[j] + factor * choose(_is_minus(votes), -votes[1], votes[0])
+        return
     for j in range(result.size):
-        sides = _vote(terms[j], first, (0.0, 0.0, 0.0, 0.0))
-        sides = _vote(terms[ROW + j], second, sides)
-        sides = _vote(terms[2 * ROW + j], third, sides)
-        result[j] = base[j] + factor * _settle(sides, sides, least)
+        votes, shares = _vote(terms[j], 0.0, 0.0), _share(terms[j], first, 0.0, 0.0)
+        votes, shares = _vote(terms[ROW + j], *votes), _share(terms[ROW + j], second, *shares)
+        votes, shares = _vote(terms[2 * ROW + j], *votes), _share(terms[2 * ROW + j], third, *shares)
+        result[j] = base[j] + factor * _mean(votes, shares, _is_minus(votes), least)
 
 
 @jit
-def _add_sides(terms: Any, weights: Any, m: Any, sums: Any) -> None:
-    """Add four inputs' votes to the sums in memory.
+def _add_sides(terms: Any, weights: Any, m: Any, divide: Any, sums: Any) -> None:
+    """Add four inputs' votes to the sums in memory, and their weights where those are divided by.
 
     Two arrays with constant offsets: the compiler can tell these apart, and makes vector code.
     """
     first, second, third, fourth = weights[0], weights[1], weights[2], weights[3]
+    if not divide:
+        for j in range(m):
+            votes = _vote(terms[j], sums[j], sums[ROW + j])
+            votes = _vote(terms[ROW + j], *votes)
+            votes = _vote(terms[2 * ROW + j], *votes)
+            sums[j], sums[ROW + j] = _vote(terms[3 * ROW + j], *votes)
+        return
     for j in range(m):
-        sides = _vote(terms[j], first, (sums[j], sums[ROW + j], sums[2 * ROW + j], sums[3 * ROW + j]))
-        sides = _vote(terms[ROW + j], second, sides)
-        sides = _vote(terms[2 * ROW + j], third, sides)
-        sides = _vote(terms[3 * ROW + j], fourth, sides)
-        sums[j], sums[ROW + j], sums[2 * ROW + j], sums[3 * ROW + j] = sides
+        votes, shares = (sums[j], sums[ROW + j]), (sums[2 * ROW + j], sums[3 * ROW + j])
+        votes, shares = _vote(terms[j], *votes), _share(terms[j], first, *shares)
+        votes, shares = _vote(terms[ROW + j], *votes), _share(terms[ROW + j], second, *shares)
+        votes, shares = _vote(terms[2 * ROW + j], *votes), _share(terms[2 * ROW + j], third, *shares)
+        sums[j], sums[ROW + j] = _vote(terms[3 * ROW + j], *votes)
+        sums[2 * ROW + j], sums[3 * ROW + j] = _share(terms[3 * ROW + j], fourth, *shares)
 
 
 @jit
@@ -262,5 +287,6 @@ def _add_gained(terms: Any, gains: Any, m: Any, only_count: Any, sums: Any) -> N
 @jit
 def _finish_election(deciding: Any, winning: Any, sums: Any, least: Any, factor: Any, result: Any) -> None:
     for j in range(result.size):
-        sides = (deciding[j], deciding[ROW + j], sums[2 * ROW + j], sums[3 * ROW + j])
-        result[j] = sums[4 * ROW + j] + factor * _settle(sides, (winning[j], winning[ROW + j]), least)
+        is_minus = _is_minus((deciding[j], deciding[ROW + j]))
+        shares = sums[2 * ROW + j], sums[3 * ROW + j]
+        result[j] = sums[4 * ROW + j] + factor * _mean((winning[j], winning[ROW + j]), shares, is_minus, least)

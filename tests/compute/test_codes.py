@@ -47,6 +47,8 @@ OPERATIONS: dict[str, Callable[[Operations, list[Any], Any], Any]] = {
     "election of two": lambda o, x, b: o.elect(x[:2], b, [None, LIMIT], [1.0, 1.0], [1.0, 0.5]),
     "election of three": lambda o, x, b: o.elect(x, b, drawn(o, 3), [1.0, 0.5, 1.0], [1.0, 0.5, 1.0]),
     "election of six": lambda o, x, b: o.elect([*x, *x], b, [None, LIMIT] * 3, [1.0] * 6, [0.5, 1.0, -1.0] * 2),
+    "sum of the elected of two": lambda o, x, b: o.elect(x[:2], b, [LIMIT, None], [1.0] * 2, [1.0] * 2, divide=False),
+    "sum of the elected of three": lambda o, x, b: o.elect(x, b, drawn(o, 3), [0.5] * 3, [0.5] * 3, divide=False),
     "election by count": lambda o, x, b: o.elect(x, b, [None] * 3, [1.0] * 3, [1.0] * 3, count_votes=True),
     "election with gains": lambda o, x, b: o.elect(x, b, [None] * 3, [1.0] * 3, [1.0] * 3, gains=[0.1, 0.2, 0.7]),
     "bits": lambda o, x, b: o.magnitude_bits(x[0]),
