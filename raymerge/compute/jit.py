@@ -13,7 +13,8 @@ CACHE = pin_kernel_cache()  # numba reads the folder's name when it is imported
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
 from llvmlite import ir  # noqa: E402
-from numba.core import types  # noqa: E402
+from numba.core import caching, types  # noqa: E402
+from numba.core.runtime.nrt import rtsys  # noqa: E402
 from numba.extending import intrinsic, overload  # noqa: E402
 
 from raymerge.compute.vectors import host_features  # noqa: E402
@@ -27,15 +28,32 @@ _config: Any = numba.config
 _config.CACHE_DIR = os.environ.get(VARIABLE, "")  # read when numba is imported, which others may have done before
 if _config.CPU_NAME is None and _config.CPU_FEATURES is None:  # unless the environment says otherwise
     _config.CPU_FEATURES = host_features()  # read at the first compilation; kept kernels are told apart by it
+_FunctionCache: Any = caching.FunctionCache
 carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]
 
 
-_OPTIONS = {"nogil": True, "cache": CACHE, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+_OPTIONS = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+
+
+class _KernelCache(_FunctionCache):  # type: ignore[misc]
+    """As numba's, but loads a kernel without the registries that only compiling needs: they take 0.1 s to import."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+def _compiled(function: Any, **options: bool) -> Any:
+    compiled: Any = _njit(**_OPTIONS, **options)(function)
+    if CACHE:
+        compiled._cache = _KernelCache(function)  # noqa: SLF001  what numba's option `cache` does
+    return compiled
 
 
 def jit(function: F) -> F:
     """Compile at the first call. No contraction to fused multiply-adds and no threads: results must not vary."""
-    compiled: F = _njit(**_OPTIONS)(function)
+    compiled: F = _compiled(function)
     return compiled
 
 
@@ -44,7 +62,7 @@ def inlined(function: F) -> F:
 
     A call hands over each array as seven numbers, through memory: an election of three took a sixth longer.
     """
-    compiled: F = _njit(**_OPTIONS, forceinline=True)(function)
+    compiled: F = _compiled(function, forceinline=True)
     return compiled
 
 

@@ -42,6 +42,16 @@ def test_kernels_are_kept_per_user_and_version(tmp_path: Path) -> None:
     assert list(folder.rglob("*.nbi"))
 
 
+def test_kept_kernels_load_without_what_compiles_and_others_compile_beside_them(tmp_path: Path) -> None:
+    registries = "import sys; print('numba.cpython.listobj' in sys.modules)"
+    more = "import numpy as np\nprint(open_operations().count_nonfinite(np.array([1, np.nan], np.float32)))"
+    code = f"{RUN}\n{registries}\n{more}"
+    first, second, third = (python(code, NUMBA_CACHE_DIR=str(tmp_path)) for code in (RUN, code, code))
+    assert first.stdout == ""
+    assert second.stdout.split() == ["False", "1"]
+    assert third.stdout.split() == ["False", "1"]
+
+
 def test_kernels_are_kept_there_by_whoever_imported_numba_before(tmp_path: Path) -> None:
     python(f"import numba\n{RUN}", XDG_CACHE_HOME=str(tmp_path))
     assert list((tmp_path / "raymerge").rglob("*.nbi"))
