@@ -80,21 +80,25 @@ def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
 pointer: Any = intrinsic(_pointer_to)
 
 
-def _prefetch(_context: Any, _address: Any) -> Any:
-    """The line of the cache that holds an address."""
+def _prefetching(writing: int) -> Any:
+    def prefetch(_context: Any, _address: Any) -> Any:
+        """The line of the cache that holds an address."""
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        reading, second_level, data = flag(0), flag(2), flag(1)
-        builder.call(function, [builder.inttoptr(arguments[0], byte), reading, second_level, data])
-        return context.get_dummy_value()
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            second_level, data = flag(2), flag(1)
+            builder.call(function, [builder.inttoptr(arguments[0], byte), flag(writing), second_level, data])
+            return context.get_dummy_value()
 
-    return types.void(types.uintp), generate
+        return types.void(types.uintp), generate
+
+    return intrinsic(prefetch)
 
 
-prefetch: Any = intrinsic(_prefetch)
+prefetch: Any = _prefetching(0)
+prefetch_to_write: Any = _prefetching(1)
 
 
 def _float_of_bits(_context: Any, _bits: Any) -> Any:

@@ -31,7 +31,6 @@ from raymerge.compute.tile_kernels import (
 )
 
 GROUP = 4  # inputs whose votes are added in one loop
-PART = TILE // 4  # elements elected before more of the next tile is fetched
 
 
 @jit
@@ -42,17 +41,18 @@ def weighted_sum(inputs: Any, coefficients: Any, like: Any, out: Any) -> None:
     count = addresses.size
     scratch, for_codes = aligned(TILE, np.float64), aligned(TILE, like.dtype)
     total, rounded, out, like = lent(scratch), lent(for_codes), lent(out), lent(like)
+    none = like[:0]  # so light a loop gains nothing from having its results' place fetched
     for start in range(0, out.size, TILE):
         m = min(TILE, out.size - start)
         for k in range(count):
-            fetch_next(inputs, like[:0], like, start, out.size, k, count + 1)
+            fetch_next(inputs, none, none, like, start, out.size, k, count + 1)
             if packed[k]:
                 codes = carray(pointer(addresses[k], CODES), (out.size,))[start : start + m]
                 _add_scaled(codes, coefficients[k], k == 0, total)
             else:
                 x = carray(pointer(addresses[k], like), (out.size,))[start : start + m]
                 _add_scaled(x, coefficients[k], k == 0, total)
-        fetch_next(inputs, like[:0], like, start, out.size, count, count + 1)
+        fetch_next(inputs, none, none, like, start, out.size, count, count + 1)
         result = result_tile(out, start, m, rounded)
         _finish(total[:m], 1.0, total, False, result)
         store(result, out, start)
@@ -84,7 +84,7 @@ def masked_sum(
             widen(base[start : start + m], b)
         total[:] = 0.0
         for k in range(coefficients.size):
-            fetch_next(inputs, base, like, start, out.size, k, coefficients.size)
+            fetch_next(inputs, base, out, like, start, out.size, k, coefficients.size)
             fill_terms(terms, inputs, masks, k, coefficients[k], b, has_base, start, like)
             for j in range(m):
                 total[j] += terms[j]
@@ -150,19 +150,17 @@ def elect(
             widen(base[start : start + m], b[:m])
         for k in range(count):
             row = terms[k * ROW : k * ROW + m]
+            fetch_next(inputs, base, out, like, start, out.size, k, count + 1)
             fill_terms(row, inputs, masks, k, coefficients[k], b[:m], has_base, start, like)
         result = result_tile(out, start, m, rounded)
-        if is_plain and count in (2, 3):
-            for j in range(0, m, PART):
-                fetch_next(inputs, base, like, start, out.size, j // PART, TILE // PART)
-                if count == 2:
-                    _elect_of_two(terms[j:], shares, b[j:], divide, least, factor, result[j : j + PART])
-                else:
-                    _elect_of_three(terms[j:], shares, b[j:], divide, least, factor, result[j : j + PART])
+        fetch_next(inputs, base, out, like, start, out.size, count, count + 1)
+        if is_plain and count == 2:
+            _elect_of_two(terms, shares, b, divide, least, factor, result)
+        elif is_plain and count == 3:
+            _elect_of_three(terms, shares, b, divide, least, factor, result)
         else:
             sums[: 4 * ROW] = 0.0
             for first in range(0, count, GROUP):
-                fetch_next(inputs, base, like, start, out.size, first // GROUP, groups)
                 _add_sides(terms[first * ROW :], shares[first:], m, divide, sums)
             deciding, winning = sums, sums
             if count_votes:
