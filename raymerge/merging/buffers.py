@@ -20,28 +20,29 @@ _MAP_FROM_BYTES = 1 << 20
 # The C library's own thresholds grow with what is freed, to 32 MiB for a mapping of its own and 64 MiB of free memory
 # that each heap keeps: rows of 4M elements left 45 MiB behind for every merging thread. Blocks of 128K elements
 # stay in the heap, where they are used again without a page fault.
-_HEAP_MOST_BYTES = 2 << 20
+_HEAP_BYTES = 2 << 20
+_HEAP_MOST_BYTES = 32 << 20  # the C library takes no larger threshold
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def return_freed_memory() -> None:
+def return_freed_memory(kept_bytes: int) -> None:
     """Give what earlier work left in the C library's heaps back to the system, and keep little from now on.
 
+    `kept_bytes` is what a thread takes anew for every tensor, and is counted for it: as much stays, for the next one.
     Holds for the whole process; nothing happens where the C library is not GNU's.
     """
     library = _c_library()
     if library is not None:
+        most = min(_HEAP_BYTES + kept_bytes, _HEAP_MOST_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, most)
+        library.mallopt(_M_TRIM_THRESHOLD, most)
         library.malloc_trim(0)
 
 
 @cache
 def _c_library() -> Any:
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        return None
-    library.mallopt(_M_MMAP_THRESHOLD, _HEAP_MOST_BYTES)
-    library.mallopt(_M_TRIM_THRESHOLD, _HEAP_MOST_BYTES)
-    return library
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def _map_buffer(nbytes: int) -> Bytes:

@@ -37,6 +37,7 @@ from raymerge.planning.memory import (
     needs_rows,
     room_bytes,
     side_bytes,
+    state_bytes,
     step_bytes,
     window_elements,
 )
@@ -69,7 +70,7 @@ def run_shard(
     `raise_if_stopped` is called between tensors, in this thread.
     """
     drop_idle_buffers(beyond_bytes=max(0, room_bytes(task.jobs, options.memory)))
-    return_freed_memory()
+    return_freed_memory(state_bytes(task.jobs))
     reset_peak()
     started = time.monotonic()
     header = shard_header(task)

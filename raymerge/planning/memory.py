@@ -131,9 +131,9 @@ def _scratch_bytes(costs: Costs, threads: int) -> int:
     return threads * max((cost.scratch_bytes for _, cost in costs), default=0)
 
 
-def _state_bytes(costs: Costs, threads: int) -> int:
-    """What methods keep through a tensor beside blocks, for each merging thread."""
-    return threads * max((_state(job) for job, _ in costs), default=0)
+def state_bytes(jobs: Sequence[TensorJob]) -> int:
+    """The most that a method keeps through a tensor beside blocks; each merging thread has as much."""
+    return max((_state(job) for job in jobs if job.method != "copy"), default=0)
 
 
 def task_bytes(jobs: Sequence[TensorJob]) -> int:
@@ -144,7 +144,7 @@ def task_bytes(jobs: Sequence[TensorJob]) -> int:
 def room_bytes(jobs: Sequence[TensorJob], rules: MemoryRules) -> int:
     """What is left of the budget for tensors, once everything else is set aside."""
     costs = _merging(jobs)
-    own = _scratch_bytes(costs, rules.threads) + _state_bytes(costs, rules.threads) + task_bytes(jobs)
+    own = _scratch_bytes(costs, rules.threads) + rules.threads * state_bytes(jobs) + task_bytes(jobs)
     return rules.budget_bytes - own - rules.upload_bytes
 
 
@@ -156,7 +156,7 @@ def is_held(job: TensorJob, room: int) -> bool:
 def project(jobs: Sequence[TensorJob], rules: MemoryRules) -> MemoryProjection:
     """The projection of one shard task. May exceed the budget: `too_small` says for which tensor."""
     costs = _merging(jobs)
-    scratch, state, own = _scratch_bytes(costs, rules.threads), _state_bytes(costs, rules.threads), task_bytes(jobs)
+    scratch, state, own = _scratch_bytes(costs, rules.threads), rules.threads * state_bytes(jobs), task_bytes(jobs)
     room = rules.budget_bytes - scratch - state - own - rules.upload_bytes
     held = [cost for _, cost in costs if cost.held_bytes <= room]
     streamed = max((_streamed_bytes(job, cost, room) for job, cost in costs if cost.held_bytes > room), default=0)
