@@ -80,16 +80,16 @@ def _pointer_to(_context: Any, address: Any, like: Any) -> Any:
 pointer: Any = intrinsic(_pointer_to)
 
 
-def _prefetching(writing: int) -> Any:
+def _prefetching(*, writing: int, level: int) -> Any:
     def prefetch(_context: Any, _address: Any) -> Any:
-        """The line of the cache that holds an address."""
+        """Bring the line that holds an address to the cache of a level."""
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
             function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-            second_level, data = flag(2), flag(1)
-            builder.call(function, [builder.inttoptr(arguments[0], byte), flag(writing), second_level, data])
+            locality, data = flag(4 - level), flag(1)
+            builder.call(function, [builder.inttoptr(arguments[0], byte), flag(writing), locality, data])
             return context.get_dummy_value()
 
         return types.void(types.uintp), generate
@@ -97,8 +97,9 @@ def _prefetching(writing: int) -> Any:
     return intrinsic(prefetch)
 
 
-prefetch: Any = _prefetching(0)
-prefetch_to_write: Any = _prefetching(1)
+prefetch: Any = _prefetching(writing=0, level=2)
+prefetch_near: Any = _prefetching(writing=0, level=1)
+prefetch_to_write: Any = _prefetching(writing=1, level=2)
 
 
 def _float_of_bits(_context: Any, _bits: Any) -> Any:

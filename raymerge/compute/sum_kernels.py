@@ -20,7 +20,7 @@ from raymerge.compute.tile_kernels import (
     CODES,
     ROW,
     as_floats,
-    fetch_next,
+    fetch_next_near,
     fill_terms,
     keep_drawn,
     lent_inputs,
@@ -127,11 +127,11 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
             if has_base:
                 as_floats(base[start : start + m], b)
             for k in range(count):
-                fetch_next(inputs, base, like[:0], like, start, last, 2 * k, 2 * count)
+                fetch_next_near(inputs, base, like, start, last, 2 * k, 2 * count)
                 mask = tile_mask(masks, k, start, m)
                 if masks[2][k, 0] != 0 and masks[0][k] != 0:
                     keep_drawn(masks, k, start, m)
-                fetch_next(inputs, base, like[:0], like, start, last, 2 * k + 1, 2 * count)
+                fetch_next_near(inputs, base, like, start, last, 2 * k + 1, 2 * count)
                 if packed[k]:
                     codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]
                     _add_norms(lanes[k], codes, b, masks[1][k], mask, short)

@@ -16,7 +16,18 @@ from typing import Any
 
 # isort: off
 # First, because it settles where numba keeps compiled kernels.
-from raymerge.compute.jit import TILE, carray, element, inlined, jit, lent, pointer, prefetch, prefetch_to_write
+from raymerge.compute.jit import (
+    TILE,
+    carray,
+    element,
+    inlined,
+    jit,
+    lent,
+    pointer,
+    prefetch,
+    prefetch_near,
+    prefetch_to_write,
+)
 # isort: on
 
 import numpy as np
@@ -86,6 +97,20 @@ def fetch_next(inputs: Any, base: Any, out: Any, like: Any, start: Any, end: Any
     address = np.uintp(out.ctypes.data)
     for j in range(first, min(last, out.size), LINE_BYTES // out.itemsize):
         prefetch_to_write(address + np.uintp(j * out.itemsize))
+
+
+@inlined
+def fetch_next_near(inputs: Any, base: Any, like: Any, start: Any, end: Any, part: Any, parts: Any) -> None:
+    """As fetch_next, to the first-level cache: for kernels whose scratch leaves room there, and that store nothing."""
+    first = start + TILE + TILE * part // parts
+    last = min(end, start + TILE + TILE * (part + 1) // parts)
+    for k in range(inputs[0].size):
+        width = 2 if inputs[1][k] else like.itemsize
+        for j in range(first, last, LINE_BYTES // width):
+            prefetch_near(inputs[0][k] + np.uintp(j * width))
+    address = np.uintp(base.ctypes.data)
+    for j in range(first, min(last, base.size), LINE_BYTES // base.itemsize):
+        prefetch_near(address + np.uintp(j * base.itemsize))
 
 
 @inlined
