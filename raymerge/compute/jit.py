@@ -29,6 +29,7 @@ _config.CACHE_DIR = os.environ.get(VARIABLE, "")  # read when numba is imported,
 if _config.CPU_NAME is None and _config.CPU_FEATURES is None:  # unless the environment says otherwise
     _config.CPU_FEATURES = host_features()  # read at the first compilation; kept kernels are told apart by it
 _FunctionCache: Any = caching.FunctionCache
+_version: Any = numba.version_info
 carray: Any = numba.carray  # type: ignore[attr-defined,unused-ignore]
 
 
@@ -44,10 +45,15 @@ class _KernelCache(_FunctionCache):  # type: ignore[misc]
             return self._load_overload(sig, target_context)
 
 
+# Up to the newest version of numba that was seen to load kernels so: what a later one sets up first is not known, and a
+# kernel that lacks it would end the process.
+_LOADS_KERNELS_ALONE = _version.short <= (0, 68)
+
+
 def _compiled(function: Any, **options: bool) -> Any:
-    compiled: Any = _njit(**_OPTIONS, **options)(function)
-    if CACHE:
-        compiled._cache = _KernelCache(function)  # noqa: SLF001  what numba's option `cache` does
+    compiled: Any = _njit(**_OPTIONS, **options, cache=CACHE and not _LOADS_KERNELS_ALONE)(function)
+    if CACHE and _LOADS_KERNELS_ALONE:
+        compiled._cache = _KernelCache(function)  # noqa: SLF001  as numba's option does
     return compiled
 
 

@@ -204,10 +204,16 @@ def _is_minus(votes: Any) -> Any:
 
 
 @jit
-def _mean(winning: Any, shares: Any, is_minus: Any, least: Any) -> Any:
+def _sum(sides: Any, is_minus: Any) -> Any:
+    """The elected side's."""
+    return choose(is_minus, -sides[1], sides[0])
+
+
+@jit
+def _mean(sides: Any, shares: Any, is_minus: Any, least: Any) -> Any:
     """The elected side's sum by its weights, where those are more than `least`."""
     share = choose(is_minus, shares[1], shares[0])
-    return choose(is_minus, -winning[1], winning[0]) / choose(abs(share) > least, share, 1.0)
+    return _sum(sides, is_minus) / choose(abs(share) > least, share, 1.0)
 
 
 @jit
@@ -217,7 +223,7 @@ def _elect_of_two(terms: Any, weights: Any, base: Any, divide: Any, least: Any, 
         for j in range(result.size):
             votes = _vote(terms[j], 0.0, 0.0)
             votes = _vote(terms[ROW + j], *votes)
-            result[j] = base[j] + factor * choose(_is_minus(votes), -votes[1], votes[0])
+            result[j] = base[j] + factor * _sum(votes, _is_minus(votes))
         return
     for j in range(result.size):
         votes, shares = _vote(terms[j], 0.0, 0.0), _share(terms[j], first, 0.0, 0.0)
@@ -233,7 +239,7 @@ def _elect_of_three(terms: Any, weights: Any, base: Any, divide: Any, least: Any
             votes = _vote(terms[j], 0.0, 0.0)
             votes = _vote(terms[ROW + j], *votes)
             votes = _vote(terms[2 * ROW + j], *votes)
-            result[j] = base[j] + factor * choose(_is_minus(votes), -votes[1], votes[0])
+            result[j] = base[j] + factor * _sum(votes, _is_minus(votes))
         return
     for j in range(result.size):
         votes, shares = _vote(terms[j], 0.0, 0.0), _share(terms[j], first, 0.0, 0.0)

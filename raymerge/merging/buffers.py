@@ -19,9 +19,10 @@ _MAP_FROM_BYTES = 1 << 20
 
 # The C library's own thresholds grow with what is freed, to 32 MiB for a mapping of its own and 64 MiB of free memory
 # that each heap keeps: rows of 4M elements left 45 MiB behind for every merging thread. Blocks of 128K elements
-# stay in the heap, where they are used again without a page fault.
-_HEAP_BYTES = 2 << 20
-_HEAP_MOST_BYTES = 32 << 20  # the C library takes no larger threshold
+# stay in the heap, where they are used again without a page fault; so does what methods keep, where there is as much
+# room beside it: a threshold of just its size is reached, and then all of it goes.
+_BLOCKS_BYTES = 2 << 20
+_MOST_THRESHOLD_BYTES = 32 << 20  # the C library takes no larger one
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -33,9 +34,9 @@ def return_freed_memory(kept_bytes: int) -> None:
     """
     library = _c_library()
     if library is not None:
-        most = min(_HEAP_BYTES + kept_bytes, _HEAP_MOST_BYTES)
-        library.mallopt(_M_MMAP_THRESHOLD, most)
-        library.mallopt(_M_TRIM_THRESHOLD, most)
+        threshold = min(_BLOCKS_BYTES + kept_bytes, _MOST_THRESHOLD_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, threshold)
+        library.mallopt(_M_TRIM_THRESHOLD, threshold)
         library.malloc_trim(0)
 
 
