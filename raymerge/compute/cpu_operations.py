@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from raymerge.compute import kernels, random_kernels, rank_kernels, row_kernels  # isort: skip
-from raymerge.compute import selection_kernels, sum_kernels, tile_kernels, type_kernels  # isort: skip
+from raymerge.compute import selection_kernels, sum_kernels, type_kernels  # isort: skip
 # first, above: the kernels settle numba's cache folder
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymerge.compute.jit import TILE
+from raymerge.compute.kernel_arguments import addresses, as_base, as_inputs, as_masks, empty
 from raymerge.compute.operations import (
     WEIGHT_ROUNDING,
     Array,
     Buffer,
     Drawn,
-    Limit,
     Mask,
     Operations,
     PackedMask,
@@ -45,7 +44,7 @@ class CpuOperations(Operations):
     def decode(self, raw: Buffer, dtype: DType, out: Array | None = None, *, wide: bool = False) -> Array:
         stored = np.frombuffer(raw, _STORED[dtype])
         if out is None:
-            out = _empty(stored.size, np.float64 if wide else np.float32)
+            out = empty(stored.size, np.float64 if wide else np.float32)
         if dtype in _16_BIT and out.dtype == np.float32:
             if dtype is DType.BF16:
                 type_kernels.decode_bf16(stored, out.view(np.uint32))
@@ -98,7 +97,7 @@ class CpuOperations(Operations):
         self, coefficients: Sequence[float], arrays: Sequence[Array], *, out: Array | None = None
     ) -> Array:
         like, out = self._tile(arrays[0]), _results(arrays[0], out)
-        kernels.weighted_sum(_inputs(arrays), np.array(coefficients, np.float64), like, out)
+        kernels.weighted_sum(as_inputs(arrays), np.array(coefficients, np.float64), like, out)
         return out
 
     def masked_sum(
@@ -113,10 +112,10 @@ class CpuOperations(Operations):
     ) -> Array:
         like, out = self._tile(x[0]), _results(x[0], out)
         kernels.masked_sum(
-            _inputs(x),
-            _masks(masks, like.dtype),
+            as_inputs(x),
+            as_masks(masks, like.dtype),
             np.array(coefficients, np.float64),
-            *_base(base, x[0]),
+            *as_base(base, x[0]),
             float(factor),
             like,
             out,
@@ -140,13 +139,13 @@ class CpuOperations(Operations):
         like, out = self._tile(x[0]), _results(x[0], out)
         tiny = sum(abs(weight) for weight in weights) * WEIGHT_ROUNDING
         kernels.elect(
-            _inputs(x),
-            _masks(masks, like.dtype),
+            as_inputs(x),
+            as_masks(masks, like.dtype),
             np.array(coefficients, np.float64),
             np.array(gains or (), np.float64),
             gains is not None,
             np.array(weights, np.float64),
-            *_base(base, x[0]),
+            *as_base(base, x[0]),
             float(factor),
             divide,
             count_votes,
@@ -178,30 +177,30 @@ class CpuOperations(Operations):
         values = self._tile(x)
         bits = values.view(_BITS[values.dtype])
         if low == 0 and (len(counts) - 1) << shift >= 1 << (8 * values.itemsize - 1):
-            return int(selection_kernels.histogram_high(x, *_base(base, x), bits, values, shift, counts))
-        return int(selection_kernels.histogram_window(x, *_base(base, x), bits, values, low, shift, counts))
+            return int(selection_kernels.histogram_high(x, *as_base(base, x), bits, values, shift, counts))
+        return int(selection_kernels.histogram_window(x, *as_base(base, x), bits, values, low, shift, counts))
 
     def top_mask(self, x: Array, base: Array | None, threshold: float, cut: int) -> Mask:
-        out = _empty(x.size, np.uint8)
+        out = empty(x.size, np.uint8)
         values = self._tile(x)
         exact = values.dtype.type(threshold)
         limit = exact if exact == threshold else np.float64(threshold)
-        selection_kernels.top_mask(x, *_base(base, x), limit, cut, values, out)
+        selection_kernels.top_mask(x, *as_base(base, x), limit, cut, values, out)
         return out
 
     def count_equal(self, x: Array, base: Array | None, threshold: float) -> int:
         limit = _float_type(x).type(threshold)
-        return int(selection_kernels.count_equal(x, *_base(base, x), limit))
+        return int(selection_kernels.count_equal(x, *as_base(base, x), limit))
 
     def index_after_equals(self, x: Array, base: Array | None, threshold: float, wanted: int) -> int:
         limit = _float_type(x).type(threshold)
-        return int(selection_kernels.index_after_equals(x, *_base(base, x), limit, wanted))
+        return int(selection_kernels.index_after_equals(x, *as_base(base, x), limit, wanted))
 
     def no_mask(self, count: int) -> Mask:
         return np.zeros(count, np.uint8)
 
     def random_mask(self, key: int, start: int, count: int, limit: int) -> Mask:
-        out = _empty(count, np.uint8)
+        out = empty(count, np.uint8)
         if limit >= 1 << 64:
             out[:] = 1
         else:
@@ -217,8 +216,8 @@ class CpuOperations(Operations):
     def chunk_gram(self, x: Sequence[Array], base: Array | None, chunk: int = CHUNK_ELEMENTS) -> NDArray[np.float64]:
         out = np.empty((-(-x[0].size // chunk), len(x), len(x)))
         like = self._tile(x[0])
-        none = _masks([None] * len(x), like.dtype)
-        sum_kernels.chunk_gram(_inputs(x), none, *_base(base, x[0]), x[0].size, chunk, like, out)
+        none = as_masks([None] * len(x), like.dtype)
+        sum_kernels.chunk_gram(as_inputs(x), none, *as_base(base, x[0]), x[0].size, chunk, like, out)
         return out
 
     def chunk_sums(
@@ -226,8 +225,8 @@ class CpuOperations(Operations):
     ) -> NDArray[np.float64]:
         out = np.empty(-(-x.size // chunk))
         like = self._tile(x)
-        masks = _masks((mask,), like.dtype)
-        sum_kernels.chunk_sums(_inputs((x,)), masks, *_base(base, x), squared, x.size, chunk, like, out)
+        masks = as_masks((mask,), like.dtype)
+        sum_kernels.chunk_sums(as_inputs((x,)), masks, *as_base(base, x), squared, x.size, chunk, like, out)
         return out
 
     def _chunk_norms(
@@ -235,7 +234,7 @@ class CpuOperations(Operations):
     ) -> NDArray[np.float64]:
         n, like = x[0].size, self._tile(x[0])
         out = np.empty((-(-n // chunk), len(x), 2))
-        sum_kernels.chunk_norms(_inputs(x), _masks(masks, like.dtype), *_base(base, x[0]), n, chunk, like, out)
+        sum_kernels.chunk_norms(as_inputs(x), as_masks(masks, like.dtype), *as_base(base, x[0]), n, chunk, like, out)
         return out
 
     def mask_difference(self, kept: Mask, dropped: Mask) -> Mask:
@@ -248,8 +247,8 @@ class CpuOperations(Operations):
         values = self._reuse("rank", _float_type(x), limits.size)
         bits = values.view(_BITS[values.dtype])
         kept = self._reuse("kept", np.uint64, -(-x.size // 8)).view(np.uint8)
-        out = _empty(-(-x.size // 8), np.uint8)
-        rank_kernels.rank_mask(x, *_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, kept, out)
+        out = empty(-(-x.size // 8), np.uint8)
+        rank_kernels.rank_mask(x, *as_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, kept, out)
         return PackedMask(bits=out)
 
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
@@ -276,31 +275,31 @@ class CpuOperations(Operations):
         return out
 
     def row_scaled_magnitudes(self, x: Array, base: Array, factors: Sequence[float], row_length: int) -> Array:
-        out = _empty(x.size, _float_type(x))
+        out = empty(x.size, _float_type(x))
         row_kernels.row_scaled_magnitudes(_floats(x), _floats(base), np.asarray(factors, np.float64), row_length, out)
         return out
 
     def spread(self, x: Sequence[Array]) -> Array:
         x = [_floats(each) for each in x]
-        out = _empty(x[0].size, x[0].dtype)
-        row_kernels.spread(_addresses(x), out)
+        out = empty(x[0].size, x[0].dtype)
+        row_kernels.spread(addresses(x), out)
         return out
 
     def step_towards(self, x: Array, base: Array, step: float, floor: float) -> Array:
-        out = _empty(x.size, _float_type(x))
+        out = empty(x.size, _float_type(x))
         row_kernels.step_towards(_floats(x), _floats(base), float(step), float(floor), out)
         return out
 
     def active_counts(self, x: Sequence[Array], base: Array, epsilon: float) -> list[tuple[int, int]]:
         shared, unique = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
         x = [_floats(each) for each in x]
-        row_kernels.active_counts(_addresses(x), _floats(base), float(epsilon), shared, unique)
+        row_kernels.active_counts(addresses(x), _floats(base), float(epsilon), shared, unique)
         return list(zip(shared.tolist(), unique.tolist(), strict=True))
 
     def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
         x, base = [_floats(each) for each in x], _floats(base)
-        out = _empty(base.size, base.dtype)
-        row_kernels.active_mean(_addresses(x), base, float(epsilon), np.array(gains, np.float64), out)
+        out = empty(base.size, base.dtype)
+        row_kernels.active_mean(addresses(x), base, float(epsilon), np.array(gains, np.float64), out)
         return out
 
     def _tile(self, x: Array) -> NDArray[Any]:
@@ -310,40 +309,8 @@ class CpuOperations(Operations):
         """Scratch that holds until the next call with the same use and type."""
         scratch = self._scratch.get((use, dtype))
         if scratch is None or scratch.size < size:
-            scratch = self._scratch[use, dtype] = _empty(size, dtype)
+            scratch = self._scratch[use, dtype] = empty(size, dtype)
         return scratch[:size]
-
-
-def _addresses(arrays: Sequence[Any]) -> NDArray[np.uintp]:
-    """Where the arrays lie. The caller keeps them alive. They must be contiguous."""
-    return np.array([each.ctypes.data for each in arrays], np.uintp)
-
-
-def _inputs(arrays: Sequence[Any]) -> tuple[NDArray[np.uintp], NDArray[np.bool_]]:
-    """What kernels take for several arrays, of floats or of codes."""
-    return _addresses(arrays), np.array([each.dtype == np.uint16 for each in arrays], np.bool_)
-
-
-def _masks(
-    masks: Sequence[Mask], dtype: Any
-) -> tuple[NDArray[np.uintp], NDArray[np.float64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
-    """What kernels take for masks: see tile_kernels.py."""
-    limits, draws = np.zeros((len(masks), 2)), np.zeros((len(masks), 4), np.uint64)
-    limits[:, 1] = np.nan
-    written, packed = np.zeros(len(masks), np.uintp), np.zeros(len(masks), np.bool_)
-    for i, mask in enumerate(masks):
-        if isinstance(mask, Limit):
-            limits[i, 0] = _least_kept(mask.threshold, mask.inclusive, dtype.itemsize)
-            if mask.below is not None:
-                limits[i, 1] = _least_kept(mask.below.threshold, mask.below.inclusive, dtype.itemsize)
-        elif isinstance(mask, Drawn):
-            draws[i] = (1, mask.key, mask.start, mask.limit)
-            written[i] = 0 if mask.kept is None else mask.kept.bits.ctypes.data
-        elif isinstance(mask, PackedMask):
-            written[i], packed[i] = mask.bits.ctypes.data, True
-        elif mask is not None:
-            written[i] = mask.ctypes.data
-    return written, limits, draws, _empty(tile_kernels.DRAW_WORDS, np.uint64), packed
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
@@ -352,45 +319,12 @@ def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
 
 
 def _results(x: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-    return _empty(x.size, _float_type(x)) if out is None else out
+    return empty(x.size, _float_type(x)) if out is None else out
 
 
 def _floats(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype != np.uint16:
         return array
-    out = _empty(array.size, np.float32)
+    out = empty(array.size, np.float32)
     type_kernels.decode_bf16(array, out.view(np.uint32))
     return out
-
-
-@lru_cache(maxsize=256)
-def _least_kept(threshold: float, inclusive: bool, itemsize: int) -> float:
-    """The least float64 |x - base| that a limit keeps: the least that rounds to a kept value of the blocks' type.
-
-    The difference of two float32 values, rounded to float64 first, rounds to the same float32.
-    """
-    with np.errstate(all="ignore"):
-        if itemsize == 8:
-            return threshold if inclusive else float(np.nextafter(threshold, np.inf))
-        infinity = np.float32(np.inf)
-        least = np.float32(threshold)
-        if not inclusive:
-            least = np.nextafter(least, infinity)
-        if least == 0:
-            return 0.0
-        below = np.nextafter(least, np.float32(0))
-        upper = float(least) if least < infinity else 2.0**128
-        middle = (float(below) + upper) / 2
-        is_even = int(least.view(np.uint32)) % 2 == 0  # then the middle rounds up to it
-        return middle if is_even else float(np.nextafter(middle, np.inf))
-
-
-def _empty(size: int, dtype: Any) -> NDArray[Any]:
-    """An array that starts on a cache line: vectors that straddle two made kernels a third slower."""
-    memory = np.empty(size * np.dtype(dtype).itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
-
-
-def _base(base: Array | None, like: Array) -> tuple[Array, bool]:
-    return (like, False) if base is None else (base, True)
