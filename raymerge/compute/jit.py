@@ -133,6 +133,19 @@ def _choose(_context: Any, _condition: Any, _yes: Any, _no: Any) -> Any:
 choose: Any = intrinsic(_choose)  # an `if` is a jump, and a loop with several of those may not become vector code
 
 
+def _shifted(_context: Any, _bits: Any, _by: Any) -> Any:
+    """An unsigned number shifted down by one of its own type, less than its bits."""
+    signature = _bits(_bits, _bits)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.lshr(arguments[0], arguments[1])
+
+    return signature, generate
+
+
+shifted: Any = intrinsic(_shifted)  # by a variable: `>>` makes 64-bit numbers of both, and vectors of half as many
+
+
 def element(x: Any, j: Any) -> Any:
     """Element j of an array of floats, or of bfloat16 codes (uint16). For kernels, which compile for either."""
     raise NotImplementedError("compiled code only")

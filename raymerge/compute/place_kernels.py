@@ -147,9 +147,20 @@ def _place_of(e: Any, words: Any, places: Any) -> Any:
 
 
 @jit
-def sort(bits: Any, keys: Any, order: Any, places: Any) -> None:
+def decide_sorted(bits: Any, high: Any, draw: Any, left: Any, places: Any, mask: Any) -> None:
+    """Settle the elements in `left`, where there are any, by sorting the whole row; `places` is scratch."""
+    if left.size == 0:
+        return
+    _sort(bits, places)
+    for i in range(left.size):
+        mask[left[i]] = is_kept(high, left[i], places[left[i]], draw)
+
+
+@jit
+def _sort(bits: Any, places: Any) -> None:
     """Every element's place."""
     counts = np.empty(1 << RADIX_BITS, np.uint32)
+    keys, order = np.empty((2, bits.size), bits.dtype), np.empty((2, bits.size), np.uint32)
     here, spare = 0, 1
     for j in range(bits.size):
         keys[here, j] = ~bits[j]

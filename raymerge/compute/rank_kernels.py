@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymerge.compute.jit import aligned, hold, inlined, jit, lent  # first: it settles numba's cache folder  # isort: skip
+from raymerge.compute.jit import aligned, hold, inlined, jit, lent, shifted  # first: it settles numba's cache folder  # isort: skip
 
 import numpy as np
 
-from raymerge.compute.place_kernels import decide_equals, decide_pure, is_kept, sort
+from raymerge.compute.place_kernels import decide_equals, decide_pure, decide_sorted
 from raymerge.compute.random_bits import LOW_BITS
 from raymerge.compute.random_kernels import high_bits
 from raymerge.compute.selection_kernels import magnitudes
@@ -66,8 +66,6 @@ def rank_mask(
     counts = lent(count_memory).reshape(parts, table)
     totals, bounds = lent(table_memory)[:table], lent(table_memory)[table : 2 * table]
     firsts = lent(table_memory)[2 * table :]
-    order = np.empty((2, row_length), np.uint32)
-    keys = np.empty((2, row_length), bits.dtype)
     x, base, limits = lent(x), lent(base), lent(limits)
     values, bits, kept, out = lent(values), lent(bits), lent(kept), lent(out)
     _set_tops(limits, tops)
@@ -90,10 +88,7 @@ def rank_mask(
         count = _list_open(open_words, same, left)
         count = decide_pure(buckets, parity, (firsts, totals, counts), segment, high, draw, left, count, mask)
         count = decide_equals(bits, high, draw, left, count, same, open_words, places, mask)
-        if count > 0:
-            sort(bits, keys, order, places)
-            for i in range(count):
-                mask[left[i]] = is_kept(high, left[i], places[left[i]], draw)
+        decide_sorted(bits, high, draw, left[:count], places, mask)
     kept[x.size :] = 0
     pack(kept.view(np.uint64), out)
     hold((word_memory, open_memory, short_memory, place_memory, left_memory, count_memory, table_memory))
@@ -134,13 +129,16 @@ def _set_buckets(bits: Any, halvings: Any, on_grid: Any, buckets: Any) -> Any:
     alone and one for what lies above it. Returns 0 where even buckets, but for the last, are such of equal elements, 1
     where odd ones are, 2 where none is known to be.
     """
-    _set_highest(bits, buckets)
+    dtype = bits.dtype.type
+    shift = bits.itemsize * 8 - 16 + halvings
     if on_grid:
-        _halve_in_pairs(bits, halvings, buckets)
+        by, below = dtype(shift + 1), dtype((1 << (shift + 1)) - 1)
+        for j in range(bits.size):
+            buckets[j] = shifted(bits[j], by) << dtype(1) | dtype((bits[j] & below) != 0)
     else:
-        for _ in range(halvings):
-            for j in range(bits.size):
-                buckets[j] >>= np.uint16(1)
+        by = dtype(shift)
+        for j in range(bits.size):
+            buckets[j] = shifted(bits[j], by)
     top = np.uint16(0)
     for j in range(buckets.size):
         top = max(top, buckets[j])
@@ -148,29 +146,6 @@ def _set_buckets(bits: Any, halvings: Any, on_grid: Any, buckets: Any) -> Any:
     for j in range(buckets.size):
         buckets[j] = min(np.uint16(top - buckets[j]), last)
     return top & np.uint16(1) if on_grid else np.uint16(2)
-
-
-@jit
-def _set_highest(bits: Any, buckets: Any) -> None:
-    dtype = bits.dtype.type
-    if bits.itemsize == 4:  # written out: a loop that shifts by a variable makes 64-bit numbers of all
-        for j in range(bits.size):
-            buckets[j] = bits[j] >> dtype(16)
-    else:
-        for j in range(bits.size):
-            buckets[j] = bits[j] >> dtype(48)
-
-
-@jit
-def _halve_in_pairs(bits: Any, halvings: Any, buckets: Any) -> None:
-    """The lowest bit says from then on whether it or any that is left out was set."""
-    dtype = bits.dtype.type
-    below = dtype((1 << (bits.itemsize * 8 - 16)) - 1)
-    for j in range(bits.size):
-        buckets[j] |= np.uint16((bits[j] & below) != 0)
-    for _ in range(halvings):
-        for j in range(bits.size):
-            buckets[j] = buckets[j] >> np.uint16(1) | (buckets[j] & np.uint16(1))
 
 
 @jit
