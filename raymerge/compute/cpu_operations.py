@@ -243,13 +243,17 @@ class CpuOperations(Operations):
     def rank_limits(self, density: float, epsilon: float, row_length: int) -> Array:
         return rank_limits(density, epsilon, row_length)
 
-    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+    def rank_mask(
+        self, x: Array, base: Array | None, limits: Array, *, key: int, start: int, norms: bool = False
+    ) -> Mask:
         values = self._reuse("rank", _float_type(x), limits.size)
         bits = values.view(_BITS[values.dtype])
         kept = self._reuse("kept", np.uint64, -(-x.size // 8)).view(np.uint8)
         out = empty(-(-x.size // 8), np.uint8)
-        rank_kernels.rank_mask(x, *as_base(base, x), limits, np.uint64(key), np.uint64(start), values, bits, kept, out)
-        return PackedMask(bits=out)
+        found = np.empty((x.size // max(limits.size, 1) if norms else 0, 2))
+        draw = limits, np.uint64(key), np.uint64(start)
+        rank_kernels.rank_mask(x, *as_base(base, x), *draw, values, bits, kept, out, found)
+        return PackedMask(bits=out, norms=found if norms else None)
 
     def delta_products(self, a: Array, b: Array, base: Array | None) -> Array:
         c = 0.0 if base is None else _floats(base).astype(np.float64)

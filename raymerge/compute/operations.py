@@ -54,9 +54,13 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedMask:
-    """A mask in an eighth of its size: a bit for each element, the lowest of each byte first."""
+    """A mask in an eighth of its size: a bit for each element, the lowest of each byte first.
+
+    `norms`, where given, are what `chunk_norms` finds under it in each row: (rows, 2).
+    """
 
     bits: Array
+    norms: NDArray[np.float64] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -225,7 +229,12 @@ class Operations(ABC):
         """
         import numpy as np
 
-        norms = self._chunk_norms(x, base, masks, chunk)
+        norms = np.empty((-(-len(x[0]) // chunk), len(x), 2))
+        known = {i: found for i, mask in enumerate(masks) if (found := _norms_of(mask, len(x[0]), chunk)) is not None}
+        for i, found in known.items():
+            norms[:, i] = found
+        if left := [i for i in range(len(x)) if i not in known]:
+            norms[:, left] = self._chunk_norms([x[i] for i in left], base, [masks[i] for i in left], chunk)
         fits = np.isfinite(norms)
         if fits.all():
             return norms
@@ -259,11 +268,14 @@ class Operations(ABC):
         """
 
     @abstractmethod
-    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+    def rank_mask(
+        self, x: Array, base: Array | None, limits: Array, *, key: int, start: int, norms: bool = False
+    ) -> Mask:
         """1 where an element's random bits lie below the limit of its place in its row, as long as the limits.
 
         Places count from the row's largest |x - base| down, equal ones in index order. The block holds whole rows and
-        starts at element `start`. The mask takes `nbytes`, whether it is written out or packed.
+        starts at element `start`. The mask takes `nbytes`, whether it is written out or packed. With `norms` it may
+        bring those of its rows along, which then cost chunk_norms nothing.
         """
 
     @abstractmethod
@@ -308,3 +320,9 @@ class Operations(ABC):
     @abstractmethod
     def active_mean(self, x: Sequence[Array], base: Array, epsilon: float, gains: Sequence[float]) -> Array:
         """Base + the mean of the x_i - base over epsilon, in float64, rounded once; a lone one times its gain."""
+
+
+def _norms_of(mask: Mask, count: int, chunk: int) -> NDArray[np.float64] | None:
+    """The norms that the mask of so many elements brings along, where its rows are as long as chunks."""
+    norms = mask.norms if isinstance(mask, PackedMask) else None
+    return norms if norms is not None and len(norms) * chunk == count else None

@@ -14,6 +14,8 @@ from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent
 # isort: on
 
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
 from raymerge.compute.sums import LANES
 from raymerge.compute.tile_kernels import (
@@ -134,37 +136,59 @@ def chunk_norms(inputs: Any, masks: Any, base: Any, has_base: Any, n: Any, chunk
                 fetch_next_near(inputs, base, like, start, last, 2 * k + 1, 2 * count)
                 if packed[k]:
                     codes = carray(pointer(addresses[k], CODES), (start + m,))[start:]
-                    _add_norms(lanes[k], codes, b, masks[1][k], mask, short)
+                    _mark_within(codes, b, masks[1][k], mask)
+                    _add_norms(lanes[k], codes, b, mask, short)
                 else:
                     x = carray(pointer(addresses[k], like), (start + m,))[start:]
-                    _add_norms(lanes[k], x, b, masks[1][k], mask, short)
+                    _mark_within(x, b, masks[1][k], mask)
+                    _add_norms(lanes[k], x, b, mask, short)
         for k in range(count):
             out[i, k, 0], out[i, k, 1] = _add_lanes(lanes[k, 0]), _add_lanes(lanes[k, 1])
     hold((memory, short_memory))
 
 
 @jit
-def _add_norms(lanes: Any, x: Any, base: Any, limits: Any, mask: Any, short: Any) -> None:
-    """Add |x[j] - base[j]| to lane j % 64 of the first ones; where the mask is set, and within limits, of the second.
+def norms_of(magnitudes: Any, mask: Any, lanes: Any, short: Any, out: Any) -> None:
+    """Store what chunk_norms does for one input whose |x - base| are at hand; of scratch, `lanes` are (2, LANES)."""
+    lanes[:] = 0.0
+    _add_norms(lanes, magnitudes, None, mask, short)
+    out[0], out[1] = _add_lanes(lanes[0]), _add_lanes(lanes[1])
+
+
+def _magnitude(x: Any, base: Any, j: Any) -> Any:
+    """|x[j] - base[j]|; without a base x holds magnitudes. For kernels."""
+    raise NotImplementedError("compiled code only")
+
+
+def _magnitude_of(x, base, j):  # type: ignore[no-untyped-def]  # noqa: ARG001  numba compares signatures
+    if isinstance(base, types.NoneType):
+        return lambda x, base, j: x[j]  # noqa: ARG005
+    return lambda x, base, j: abs(element(x, j) - base[j])
+
+
+overload(_magnitude)(_magnitude_of)
+
+
+@jit
+def _add_norms(lanes: Any, x: Any, base: Any, mask: Any, short: Any) -> None:
+    """Add |x[j] - base[j]| to lane j % 64 of the first ones, and where the mask is set to that of the second.
 
     `short` are as many lanes again, of the blocks' type. The last steps may be fewer than four, and the last one short.
     """
-    if limits[0] > 0.0 or not np.isnan(limits[1]):
-        _mark_within(x, base, limits, mask)
     four = x.size // (4 * LANES) * (4 * LANES)
     zero = np.float32(0)
     for s in range(0, four, 4 * LANES):
         for j in range(LANES):
-            d = abs(element(x, s + j) - base[s + j])
+            d = _magnitude(x, base, s + j)
             total = d
             share = d if mask[s + j] != 0 else zero
-            d = abs(element(x, s + LANES + j) - base[s + LANES + j])
+            d = _magnitude(x, base, s + LANES + j)
             total += d
             share += d if mask[s + LANES + j] != 0 else zero
-            d = abs(element(x, s + 2 * LANES + j) - base[s + 2 * LANES + j])
+            d = _magnitude(x, base, s + 2 * LANES + j)
             total += d
             share += d if mask[s + 2 * LANES + j] != 0 else zero
-            d = abs(element(x, s + 3 * LANES + j) - base[s + 3 * LANES + j])
+            d = _magnitude(x, base, s + 3 * LANES + j)
             total += d
             share += d if mask[s + 3 * LANES + j] != 0 else zero
             short[j] = total
@@ -176,7 +200,7 @@ def _add_norms(lanes: Any, x: Any, base: Any, limits: Any, mask: Any, short: Any
         return
     short[:] = 0.0
     for j in range(four, x.size):
-        d = abs(element(x, j) - base[j])
+        d = _magnitude(x, base, j)
         short[j % LANES] += d
         short[LANES + j % LANES] += d if mask[j] != 0 else zero
     for j in range(LANES):
@@ -186,9 +210,11 @@ def _add_norms(lanes: Any, x: Any, base: Any, limits: Any, mask: Any, short: Any
 
 @jit
 def _mark_within(x: Any, base: Any, limits: Any, mask: Any) -> None:
-    """1 where |x - base| lies within limits: see tile_kernels.py."""
+    """Where there are limits, 1 where |x - base| lies within them: see tile_kernels.py."""
     limit, end = limits[0], limits[1]
     is_open = np.isnan(end)
+    if is_open and not limit > 0.0:
+        return
     for j in range(x.size):
         magnitude = abs(np.float64(element(x, j)) - np.float64(base[j]))
         mask[j] = not magnitude < limit and (is_open or magnitude < end)

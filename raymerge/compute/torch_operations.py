@@ -189,7 +189,16 @@ class TorchOperations(Operations):
         ordered = rank_limits(density, epsilon, row_length) ^ np.uint64(_SIGN)
         return torch.from_numpy(ordered.view(np.int64)).to(self._device)
 
-    def rank_mask(self, x: Array, base: Array | None, limits: Array, *, key: int, start: int) -> Mask:
+    def rank_mask(
+        self,
+        x: Array,
+        base: Array | None,
+        limits: Array,
+        *,
+        key: int,
+        start: int,
+        norms: bool = False,  # noqa: ARG002
+    ) -> Mask:
         rows = _magnitudes(x, base).view(-1, len(limits))
         order = rows.argsort(dim=1, descending=True, stable=True)
         by_element = torch.empty_like(order).scatter_(1, order, limits.expand_as(order))

@@ -160,14 +160,23 @@ def _keep_ranked(inputs: Inputs, i: int, density: float, epsilon: float, room: i
     limits = inputs.operations.rank_limits(density, epsilon, inputs.row_length)
     made: dict[tuple[int, int], Mask] = {}  # by the block's first element and how many it has
     left = room
+    end = 0  # of what a pass for scales has seen: that pass comes first, and is where norms are asked for
 
     def keep(block: Block, _i: int) -> Mask:
-        nonlocal left
+        nonlocal left, end
         if (place := (block.start, block.count)) in made:
             return made.pop(place)
-        mask = block.operations.rank_mask(block.x[i], block.base, limits, key=inputs.keys[i], start=block.start)
+        mask = block.operations.rank_mask(
+            block.x[i],
+            block.base,
+            limits,
+            key=inputs.keys[i],
+            start=block.start,
+            norms=room > 0 and block.start >= end,
+        )
+        end = max(end, block.start + block.count)
         if mask.nbytes <= left:
-            made[place] = mask
+            made[place] = replace(mask, norms=None) if isinstance(mask, PackedMask) else mask
             left -= mask.nbytes
         return mask
 

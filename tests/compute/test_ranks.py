@@ -105,6 +105,38 @@ def test_masks_of_codes_are_those_of_a_sort(kind: str, row_length: int, base_as:
     assert np.array_equal(mask.reshape(ROWS, row_length), np.array(expected))
 
 
+@pytest.mark.parametrize("row_length", [1, 5, 64, 300, 1300, 5632])
+@pytest.mark.parametrize("form", ["codes", "codes beside floats", "codes alone", "float32", "float64", "float32 alone"])
+def test_norms_that_masks_bring_along_are_those_counted_under_them(form: str, row_length: int) -> None:
+    """To the last bit, beside others that bring none; also where a sum of four does not fit the blocks' type."""
+    count = ROWS * row_length
+    x, base = (truncated(each) for each in models("steps of a grid", count))
+    x[0], x[-1] = 3e38, np.nan
+    x, base = (truncated(each) for each in (x, base))
+    codes = [np.ascontiguousarray(each.view(np.uint16)[1::2]) for each in (x, base)]
+    wide = [each.astype(np.float64) for each in (x, base)]
+    a, b = {
+        "codes": (codes[0], codes[1]),
+        "codes beside floats": (codes[0], base),
+        "codes alone": (codes[0], None),
+        "float32": (x, base),
+        "float64": (wide[0], wide[1]),
+        "float32 alone": (x, None),
+    }[form]
+    operations = open_operations("cpu")
+    limits = operations.rank_limits(0.5, 0.2, row_length)
+    bringing = operations.rank_mask(a, b, limits, key=KEY, start=START, norms=True)
+    plain = operations.rank_mask(a, b, limits, key=KEY, start=START)
+    assert bringing.norms is not None
+    assert bringing.bits.tobytes() == plain.bits.tobytes()
+    for chunk in (row_length, row_length + 1):
+        found = operations.chunk_norms((a, a, a), b, (None, bringing, plain), chunk)
+        expected = operations.chunk_norms((a, a, a), b, (None, plain, plain), chunk)
+        assert found.shape == (-(-count // chunk), 3, 2)
+        assert found.tobytes() == expected.tobytes()
+    assert plain.norms is None
+
+
 def test_turns_are_counted_beyond_what_16_bits_hold() -> None:
     count, place = 200_000, 1000
     x, base = np.ones(count, np.float32), np.zeros(count, np.float32)
