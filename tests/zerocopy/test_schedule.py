@@ -96,7 +96,9 @@ def test_on_a_disk_every_job_is_a_batch_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("threads", "sizes", "first", "left"), [
-    (2, [4, 1, 1, 1, 1, 9], 5, 6),  # as soon as the others together take no longer
+    (2, [4, 1, 1, 1, 1, 9], 5, 6),  # as soon as the others together take no longer, and half as long again
+    (2, [3, 3, 3, 3, 3, 9], 5, 5),
+    (3, [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 9], 10, 10),
     (2, [8, 8, 1, 1, 1, 4], 5, 4),
     (3, [8, 8, 1, 1, 1, 4], 5, 4),
     (2, [1, 1, 9, 1, 1], 2, 5),  # it need not be the last
