@@ -12,6 +12,7 @@ from page_cache import forget, need_lending
 
 from raymerge.errors import ChangedError, TransientStorageError
 from raymerge.storage import local_maps, store_for, traffic
+from raymerge.storage.linux import cached_pages
 from raymerge.storage.local_files import file_version
 
 MIB = 1 << 20
@@ -59,8 +60,15 @@ def test_what_is_not_in_memory_is_not_lent(path):
     assert lend(path, 0, 4 * MIB) is None
 
 
-def test_where_little_of_it_is_missing_it_is_lent_whole(path):
+def forget_third_mebibyte(path: Path) -> None:
+    """What was written may lie in pages larger than that, which go whole or not at all; what is read does not."""
+    forget(path)
+    path.read_bytes()
     forget(path, 2 * MIB, MIB)
+
+
+def test_where_little_of_it_is_missing_it_is_lent_whole(path):
+    forget_third_mebibyte(path)
     lent = lend(path, 0, 4 * MIB)
     lent.load(0, len(lent.data))
     assert lent.data == DATA[: 4 * MIB]
@@ -92,17 +100,55 @@ def test_a_changed_file_is_an_error_before_and_after(path):
         store_for(str(path)).lend(str(path), offset=0, nbytes=MIB, version=version)
 
 
+@pytest.fixture(params=["the system says what it holds", "it is asked for single bytes"])
+def asking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "it is asked for single bytes":
+        monkeypatch.setattr(local_maps, "cached_pages", lambda *_range: None)
+
+
+@pytest.mark.usefixtures("asking")
 def test_a_file_that_is_cut_short_is_an_error_where_its_bytes_are_brought_in(path):
     lent = lend(path, 0, 4 * MIB)
     os.truncate(path, MIB)
-    with pytest.raises(TransientStorageError, match="cannot read it"):
+    with pytest.raises((TransientStorageError, ChangedError), match=r"cannot read it|changed since planning"):
         lent.load(0, len(lent.data))
 
 
+@pytest.mark.usefixtures("asking")
 def test_released_bytes_no_longer_count_as_memory(path):
     lent = lend(path, 0, 4 * MIB)
     before = status_bytes("RssFile")
     lent.load(0, len(lent.data))
+    assert lent.data.tobytes() == DATA[: 4 * MIB]
     assert status_bytes("RssFile") - before > 3.5 * MIB
     lent.release(0, len(lent.data))
     assert status_bytes("RssFile") - before < MIB
+
+
+def test_only_what_is_missing_is_brought_in(path, monkeypatch):
+    """What all lies in memory appears in the map as it is used."""
+    brought = []
+    monkeypatch.setattr(local_maps, "bring_in", lambda _address, nbytes: brought.append(nbytes))
+    with path.open("rb") as file:
+        if cached_pages(file.fileno(), 0, 5) is None:
+            pytest.skip("the system does not say what it holds in memory")
+    for offset in (0, 8, MIB - 8, len(DATA) - MIB):
+        lend(path, offset, MIB).load(0, MIB)
+    assert not brought
+    forget_third_mebibyte(path)
+    lend(path, 0, 2 * MIB).load(0, 2 * MIB)
+    assert not brought
+    lend(path, 8, 5 * MIB).load(0, 2 * MIB)
+    assert brought == [2 * MIB + 8]
+
+
+def test_pages_of_a_range_are_counted(path):
+    with path.open("rb") as file:
+        if cached_pages(file.fileno(), 0, 1) is None:
+            pytest.skip("the system does not say what it holds in memory")
+        assert cached_pages(file.fileno(), 4090, 10) == 2
+        assert cached_pages(file.fileno(), 0, len(DATA)) == -(-len(DATA) // 4096)
+        forget(path)
+        assert cached_pages(file.fileno(), 0, len(DATA)) == 0
+        assert cached_pages(file.fileno(), 0, 0) is None
+    assert cached_pages(1 << 20, 0, 1) is None  # no such file is open
