@@ -9,7 +9,9 @@ from raymerge.methods.sparsify import DENSITY, RESCALE_MODE, add, keep_band, res
 from raymerge.methods.state import tables
 from raymerge.methods.ties import CONSENSUS, elect
 
-GAMMA = Parameter(name="gamma", kind=float, default=0.01, per_input=True, help="share of largest changes dropped")
+GAMMA = Parameter(
+    name="gamma", kind=float, default=0.01, per_input=True, is_share=True, help="share of largest changes dropped"
+)
 DELTA = (
     "d_i: the floor(density * n) entries of x_i - b next below the floor(gamma * n) largest by magnitude, the "
     "floor(density * n) smallest where fewer lie below"

@@ -48,6 +48,7 @@ class Parameter:
     """One setting of a method. `per_input` ones have a value for each model, the others one for the tensor.
 
     `minimum` and `maximum` are inclusive. `kind` is float, int, bool or str; an int is accepted where a float is asked.
+    A `is_share` lies between 0 and 1; what lies beyond means the same as that end, and the plan warns.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Parameter:
     per_input: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    is_share: bool = False
     choices: tuple[str, ...] = ()
     help: str = ""
 
@@ -173,6 +175,8 @@ def complaint(method: Method) -> str | None:
 def _parameter_complaint(parameter: Parameter) -> str | None:
     if parameter.kind not in (float, int, bool, str):
         return f"of kind {parameter.kind!r}, expected float, int, bool or str"
+    if parameter.is_share and parameter.kind is not float:
+        return f"of kind {parameter.kind.__name__} as a share, expected float"
     if parameter.default is None or parameter.default is REQUIRED:
         return None
     kinds = (float, int) if parameter.kind is float else (parameter.kind,)

@@ -24,7 +24,11 @@ Select = Callable[[Block], Mask]  # one mask for all inputs; blocks come in elem
     ),
     source="FuseChat (arXiv 2408.07990)",
     base=Base.REQUIRED,
-    parameters=(Parameter(name="select_topk", kind=float, default=1.0, help="share of the positions kept; 1: all"),),
+    parameters=(
+        Parameter(
+            name="select_topk", kind=float, default=1.0, is_share=True, help="share of the positions kept; 1: all"
+        ),
+    ),
     passes=6,
     state=tables(more=1),
     accepted_without_effect=("int8_mask",),

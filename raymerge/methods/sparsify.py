@@ -15,7 +15,9 @@ from raymerge.methods.inputs import Block, Inputs
 from raymerge.methods.linear import delta_divisor
 from raymerge.methods.trim_scope import given_thresholds
 
-DENSITY = Parameter(name="density", kind=float, default=1.0, per_input=True, help="share of the changes kept")
+DENSITY = Parameter(
+    name="density", kind=float, default=1.0, per_input=True, is_share=True, help="share of the changes kept"
+)
 RESCALE_MODE = Parameter(
     name="rescale_mode",
     kind=str,

@@ -28,12 +28,16 @@ class BoundModule:
 
 @dataclass(slots=True)
 class Binder:
-    """Binds modules; `opened` lacks the models that could not be opened (their problems are known already)."""
+    """Binds modules; `opened` lacks the models that could not be opened (their problems are known already).
+
+    `doubts`, of values that parameters resolve to, are complete once every tensor's are.
+    """
 
     recipe: Recipe
     method: Method
     opened: Mapping[ModelReference, Checkpoint]
     problems: Problems
+    doubts: Problems = field(default_factory=Problems)
     _anatomies: dict[ModelReference, Anatomy] = field(default_factory=dict)
 
     def modules(self) -> tuple[BoundModule, ...]:
@@ -111,6 +115,7 @@ class Binder:
             each_levels=tuple((source.parameters, *shared) for source in merging),
             labels=tuple(str(source.model) for source in merging),
             problems=self.problems,
+            doubts=self.doubts,
         )
         leads = base_at is not None and self.method.base is Base.INPUT
         group = Group(

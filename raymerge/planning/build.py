@@ -115,6 +115,7 @@ def build_plan(
         parameters_by_layer=parameter_rows(method, modules),
         warnings=(
             *warnings,
+            *binder.doubts.all(),
             *_rounding(maker),
             *_idle_patterns(recipe, [job for _, job in placed]),
             *_doubts(donor, modules),

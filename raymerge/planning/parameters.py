@@ -64,6 +64,7 @@ class ParameterTable:
     each_levels: tuple[tuple[Settings, ...], ...]
     labels: tuple[str, ...]
     problems: Problems
+    doubts: Problems  # worth a warning
     _filters: tuple[str, ...] = ()
     _known: dict[tuple[object, ...], Values] = field(default_factory=dict)
 
@@ -99,10 +100,12 @@ class ParameterTable:
                 return None
             return parameter.default
         value, complaint = check_value(parameter, found)
+        line = next((level[parameter.name].line for level in levels if parameter.name in level), None)
+        subject = f"{label}: {parameter.name}" if label else parameter.name
         if complaint:
-            line = next((level[parameter.name].line for level in levels if parameter.name in level), None)
-            subject = f"{label}: {parameter.name}" if label else parameter.name
             self.problems.add(Problem(subject=subject, message=complaint, line=line))
+        elif parameter.is_share and not 0 <= value <= 1:
+            self.doubts.add_once((label, parameter.name), beyond_share(subject, value, line))
         return value
 
 
@@ -114,6 +117,16 @@ def missing_value(parameter: Parameter, label: str, tensor: str, line: int | Non
         subject=f"{parameter.name}{of}",
         message=f"required and not set for {tensor}",
         remedy=f"set `{parameter.name}` {where}",
+        line=line,
+    )
+
+
+def beyond_share(subject: str, value: float, line: int | None) -> Problem:
+    """The warning for a share that does not lie between 0 and 1."""
+    return Problem(
+        subject=subject,
+        message=f"found {value:g}, a share lies between 0 and 1: the same as {min(max(value, 0), 1):g}",
+        remedy=f"write {value / 100:g} for {value:g}%" if value >= 2 else "",
         line=line,
     )
 

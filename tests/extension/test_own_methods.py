@@ -187,6 +187,14 @@ def test_a_check_of_values_is_asked_while_planning(models: Path, tmp_path: Path)
         raymerge.plan(recipe(models, factor=3), methods=(mine,))
 
 
+def test_a_share_of_ones_own_is_warned_of_beyond_its_ends(models: Path, tmp_path: Path) -> None:
+    mine = write(tmp_path, MEAN.replace('help="scale"', 'is_share=True, help="scale"'))
+    assert not raymerge.plan(recipe(models, factor=1), methods=(mine,)).warnings
+    (warning,) = raymerge.plan(recipe(models, factor=40), methods=(mine,)).warnings
+    assert str(warning.subject) == "factor"
+    assert warning.remedy == "write 0.4 for 40%"
+
+
 def test_another_formula_never_continues_an_output(models: Path, tmp_path: Path) -> None:
     mine = write(tmp_path, MEAN)
     first = raymerge.plan(recipe(models), methods=(mine,))
@@ -224,6 +232,11 @@ MISTAKES = {
     "no formula": (MEAN.replace(' formula="mean",', ""), 4, "formula"),
     "parameters that are none": (MEAN.replace('help="scale"),)', 'help="scale"))'), 4, "(Parameter(...),)"),
     "a default of another kind": (MEAN.replace("default=1.0", 'default="1"'), 4, "expected a float"),
+    "a share that is no float": (
+        MEAN.replace("kind=float, default=1.0", "kind=int, default=1, is_share=True"),
+        4,
+        "as a share, expected float",
+    ),
     "an example of nothing": (MEAN.replace('source="a test"', 'source="", example={"t": 1}'), 4, "does not declare"),
 }
 

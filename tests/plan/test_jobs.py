@@ -272,6 +272,21 @@ def test_values_outside_a_parameters_range_name_the_line() -> None:
     assert "weight" in messages(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("density", "same_as", "remedy"), [("50", 1, "write 0.5 for 50%"), ("-0.1", 0, ""), ("[0.2, 1.9]", 1, "")]
+)
+def test_a_share_beyond_its_ends_is_taken_with_one_warning(density: str, same_as: int, remedy: str) -> None:
+    names = llama_names(3)
+    models = checkpoint("base", names), checkpoint("a", names), checkpoint("b", names)
+    plan = plan_of(TIES.replace("density: 0.5", f"density: {density}", 1), *models)
+    (warning,) = plan.warnings
+    assert warning.subject == "a: density"
+    assert f"between 0 and 1: the same as {same_as}" in warning.message
+    assert warning.remedy == remedy
+    assert warning.line == 6
+    assert not plan_of(TIES.replace("density: 0.5", "density: [0, 1]"), *models).warnings
+
+
 def test_an_end_of_the_stack_that_lacks_a_tensor_is_a_problem_not_another_models_tensor() -> None:
     lacking = {name: shape for name, shape in llama_names(4).items() if name != "model.norm.weight"}
     with pytest.raises(

@@ -80,6 +80,8 @@ def method_page(method: Method) -> RenderableType:
 def _range(parameter: Parameter) -> str:
     if parameter.choices:
         return f" ({' | '.join(parameter.choices)})"
+    if parameter.is_share:
+        return " (0 to 1)"
     low, high = parameter.minimum, parameter.maximum
     if low is not None and high is not None:
         return f" ({low:g} to {high:g})"
