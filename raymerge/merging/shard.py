@@ -6,11 +6,11 @@ import contextlib
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def run_shard(
     url = join_url(options.out, task.file_name)
     with store_for(url).create(url, nbytes=len(header) + task.tensor_bytes) as writer:
         writer.write(header)
-        with _Run(task=task, options=options, writer=writer, raise_if_stopped=raise_if_stopped) as run:
+        with _Run(task, options, writer, start=len(header), raise_if_stopped=raise_if_stopped) as run:
             nonfinite = run.write_tensors()
         with run.watch.timing("write"):
             writer.settle(raise_if_stopped)
@@ -85,9 +85,12 @@ def run_shard(
     return replace(receipt(task, with_checksum(written), nonfinite, started), phase_seconds=run.watch.seconds())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Merged:
-    """Bytes in memory, waiting for their turn in the file: a merged tensor, or a chunk that is moved as it is."""
+    """Bytes that wait for their turn in the file: a merged tensor, or a chunk that is moved as it is.
+
+    `data` is None once they were written early.
+    """
 
     data: Any
     job: TensorJob | None = None
@@ -98,13 +101,22 @@ class _Merged:
 class _Run:
     """The steps of one shard: admitted in file order within the budget, read and merged on threads, written in order.
 
-    Reads begin as soon as there is room for them, so that the next tensors arrive while others merge.
+    Reads begin as soon as there is room for them, so that the next tensors arrive while others merge. What is merged
+    before its turn is written at once where the writer can; `start` is where the first tensor begins in the file.
     """
 
     def __init__(
-        self, *, task: ShardTask, options: ShardOptions, writer: ObjectWriter, raise_if_stopped: Callable[[], None]
+        self,
+        task: ShardTask,
+        options: ShardOptions,
+        writer: ObjectWriter,
+        *,
+        start: int,
+        raise_if_stopped: Callable[[], None],
     ) -> None:
         self._task = task
+        starts = accumulate((job.output.nbytes for job in task.jobs), initial=start)
+        self._starts = {job.output.name: begin for job, begin in zip(task.jobs, starts, strict=False)}
         self._options = options
         self._writer = writer
         self._raise_if_stopped = raise_if_stopped
@@ -291,23 +303,44 @@ class _Run:
             self._operations.put(operations)
 
     def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
-        """Wait for something to be done, and write what has its turn: one tensor, so that others begin meanwhile."""
+        """Wait for something to be done and write it if it may be: one tensor, so that others begin meanwhile."""
         first = flying[0]
         if isinstance(first, Copy):
             for each in first.ranges:
                 self._writer.copy(each)
             flying.popleft()
             return
-        if not first.done():
+        if not first.done() and not self._write_early(flying):
             wait([each for each in flying if isinstance(each, Future) and not each.done()], return_when=FIRST_COMPLETED)
         if first.done():
             flying.popleft()
             self._write_merged(first.result(), nonfinite)
 
+    def _write_early(self, flying: Iterable[Future[_Merged] | Copy]) -> bool:
+        """Write one tensor that has been merged before its turn, so that neither disk nor memory waits for that."""
+        for each in flying:
+            if not isinstance(each, Future) or not each.done():
+                continue
+            merged = each.result()
+            if merged.job is None or merged.data is None:
+                continue
+            with self.watch.timing("write"):
+                is_written = self._writer.write_early(merged.data, self._starts[merged.job.output.name])
+            if is_written:
+                self._account.give(merged.data)
+                merged.data = None
+                return True
+        return False
+
     def _write_merged(self, merged: _Merged, nonfinite: dict[str, int]) -> None:
-        with self.watch.timing("write"):
-            self._writer.write(merged.data, crc32=merged.crc32)
-        self._account.give(merged.data)
+        if merged.data is None:
+            assert merged.job is not None
+            assert merged.crc32 is not None
+            self._writer.pass_over(merged.job.output.nbytes, crc32=merged.crc32)
+        else:
+            with self.watch.timing("write"):
+                self._writer.write(merged.data, crc32=merged.crc32)
+            self._account.give(merged.data)
         if merged.job is None:
             self._moving_bytes -= len(merged.data)
         else:

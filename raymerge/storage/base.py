@@ -70,6 +70,17 @@ class ObjectWriter(ABC):
     def write(self, data: Buffer, *, crc32: int | None = None) -> None:
         """Append `data`. `crc32` is its checksum, if the caller has it already. The buffer may be reused on return."""
 
+    def write_early(self, data: Buffer, position: int) -> bool:  # noqa: ARG002 (writers that can)
+        """Write what is to lie at `position`, though its turn has not come; False where it must wait for that.
+
+        Its turn is taken by `pass_over`.
+        """
+        return False
+
+    def pass_over(self, nbytes: int, *, crc32: int) -> None:
+        """Count so many bytes, which were written early, as appended; `crc32` is their checksum."""
+        raise NotImplementedError("nothing is written early")
+
     @abstractmethod
     def copy(self, source: CopyRange) -> None:
         """Append a range of another object, without the bytes passing through this process where the store can."""

@@ -24,7 +24,10 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectAppender:
-    """Writes from a thread of its own, in order, from the start of the file: buffers that it fills, or whole blocks."""
+    """Writes from a thread of its own, from the start of the file: buffers that it fills, or whole blocks.
+
+    Whole blocks may be written before their turn, at a known place.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """Raises OSError where the file system takes no direct writes."""
@@ -68,8 +71,21 @@ class DirectAppender:
             self.advance(count)
             done += count
 
+    def write_early(self, view: memoryview, offset: int) -> bool:
+        """Write whole blocks to where they belong, before what lies between; False where they are not such."""
+        if len(view) % _ALIGNMENT or offset % _ALIGNMENT or not _lies_on_blocks(view):
+            return False
+        self._thread.submit(self._write, view, offset).result()
+        return True
+
+    def pass_over(self, nbytes: int) -> None:
+        """Go on behind what was written early at the present end."""
+        if self._filled:
+            self._send()
+        self._offset += nbytes
+
     def _straight_bytes(self, view: memoryview) -> int:
-        if len(view) < _STRAIGHT_FROM_BYTES or self._filled % _ALIGNMENT or _array(view).ctypes.data % _ALIGNMENT:
+        if self._filled % _ALIGNMENT or not _lies_on_blocks(view):
             return 0
         return len(view) // _ALIGNMENT * _ALIGNMENT
 
@@ -113,6 +129,10 @@ class DirectAppender:
             done += os.pwrite(self._descriptor, view[done:], offset + done)
             if done % _ALIGNMENT:  # the disk is full, or nearly: the rest says so in the ordinary way
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags)
+
+
+def _lies_on_blocks(view: memoryview) -> bool:
+    return len(view) >= _STRAIGHT_FROM_BYTES and _array(view).ctypes.data % _ALIGNMENT == 0
 
 
 def _array(view: memoryview) -> NDArray[np.uint8]:

@@ -99,6 +99,22 @@ class LocalWriter(ObjectWriter):
             self._check_room(len(view))
             self._append(view, checksum=crc32)
 
+    def write_early(self, data: Buffer, position: int) -> bool:
+        direct = self._direct
+        with memoryview(data).cast("B") as view, self._translated():
+            if direct is None or position + len(view) > self._nbytes or not direct.write_early(view, position):
+                return False
+            count_traffic(written_bytes=len(view))
+        return True
+
+    def pass_over(self, nbytes: int, *, crc32: int) -> None:
+        assert self._direct is not None
+        self._check_room(nbytes)
+        with self._translated():
+            self._direct.pass_over(nbytes)
+        self._crc32 = crc32_combine(self._crc32, crc32, nbytes)
+        self._advance(nbytes)
+
     def copy(self, source: CopyRange) -> None:
         if not is_local(source.url):
             self._copy_through(source)

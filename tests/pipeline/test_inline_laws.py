@@ -1,10 +1,12 @@
 """Whatever the schedule, the same bytes; whatever the shard size, the same tensors; nothing half-written or lost."""
 
 import json
+import mmap
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,9 @@ from page_cache import need_lending
 
 import raymerge
 from raymerge.errors import ChangedError, ExecutionError, PlanError
-from raymerge.merging import shard
+from raymerge.merging import buffers, shard
+from raymerge.output.verify import verify
+from raymerge.storage import direct_io, local_writer
 from raymerge.storage.local import LocalStore
 
 METHODS = ("ties", "dare_ties", "task_arithmetic", "della")
@@ -303,6 +307,44 @@ def test_a_last_large_tensor_begins_early_and_is_written_in_its_turn(
     assert folder_digest(tmp_path / "one") == folder_digest(tmp_path / "two")
     assert in_order[-1] == "lm_head.weight"
     assert began.index("lm_head.weight") < len(began) - 3
+
+
+def test_what_is_merged_before_its_turn_is_written_at_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the first tensor of the file waits until three that follow it have been written."""
+    config = two_tune_recipe(models)
+    merge(config, tmp_path / "in turn", task_cpus=1, out_shard_size="1GB")
+    monkeypatch.setattr(local_writer, "_DIRECT_FROM_BYTES", 1)
+    monkeypatch.setattr(direct_io, "_STRAIGHT_FROM_BYTES", 4096)
+    monkeypatch.setattr(buffers, "_MAP_FROM_BYTES", 1)  # so that all of them lie on whole pages
+    probe = LocalStore().create(str(tmp_path / "probe"), nbytes=8192)
+    takes_some = probe.write_early(np.frombuffer(mmap.mmap(-1, 4096), np.uint8), 4096)
+    probe.abort()
+    if not takes_some:
+        pytest.skip("the file system takes no direct writes")
+    early: list[int] = []
+    enough = threading.Event()
+    write_early, merge_held = local_writer.LocalWriter.write_early, shard.merge_held
+
+    def watched(self: local_writer.LocalWriter, data: Any, position: int) -> bool:
+        is_written = write_early(self, data, position)
+        early.extend([position] if is_written else [])
+        if len(early) == 3:
+            enough.set()
+        return is_written
+
+    def held_up(job: Any, *args: Any, **options: Any) -> int:
+        if job.output.name == "model.embed_tokens.weight":
+            assert enough.wait(30)
+        return merge_held(job, *args, **options)
+
+    monkeypatch.setattr(local_writer.LocalWriter, "write_early", watched)
+    monkeypatch.setattr(shard, "merge_held", held_up)
+    merge(config, tmp_path / "early", task_cpus=2, out_shard_size="1GB")
+    assert len(set(early)) == len(early) >= 3
+    assert folder_digest(tmp_path / "early") == folder_digest(tmp_path / "in turn")
+    assert verify(str(tmp_path / "early"), full=True).problems == ()
 
 
 def test_lent_bytes_that_change_under_a_merge_are_an_error(

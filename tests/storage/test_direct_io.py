@@ -81,6 +81,67 @@ def test_whole_blocks_go_straight_and_the_rest_by_way_of_buffers(
     assert straight <= set(written)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_whole_blocks_written_before_their_turn_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """In any order, between others that have their turn; what is not whole blocks at a block's place is refused."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(direct_io, "_STRAIGHT_FROM_BYTES", 8192)
+    memory = np.frombuffer(mmap.mmap(-1, 4 << 20), np.uint8)
+    memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory), np.uint8)
+    pieces: list[np.ndarray] = []
+    positions: list[int] = []
+    total = 0
+    for _ in range(50):
+        start = rng.choice([0, 4096, 40_960, 100])
+        positions.append(total)
+        pieces.append(memory[start : start + rng.choice([4096, 8192, 65_536, 262_144, 20_000, 5000, 3192, 1])])
+        total += len(pieces[-1])
+        if total % 4096 and rng.random() < 0.5:
+            positions.append(total)
+            pieces.append(memory[: -total % 4096])
+            total += -total % 4096
+    whole = {
+        i
+        for i, piece in enumerate(pieces)
+        if positions[i] % 4096 == len(piece) % 4096 == piece.ctypes.data % 4096 == 0 and len(piece) >= 8192
+    }
+    assert 3 < len(whole) < len(pieces) - 3
+    url = str(tmp_path / "object")
+    early: set[int] = set()
+    with store_for(url).create(url, nbytes=total) as writer:
+        for turn, piece in enumerate(pieces):
+            for i in rng.sample(range(turn, len(pieces)), k=min(3, len(pieces) - turn)):
+                if i not in early and writer.write_early(pieces[i], positions[i]):
+                    early.add(i)
+                    assert i in whole
+                elif i in whole and i not in early:
+                    pytest.skip("the file system takes no direct writes")
+            if turn in early:
+                writer.pass_over(len(piece), crc32=zlib.crc32(piece))
+            else:
+                writer.write(piece)
+        assert not writer.write_early(memory[:8192], -(-total // 4096) * 4096)
+        info = writer.commit()
+    expected = b"".join(piece.tobytes() for piece in pieces)
+    assert Path(url).read_bytes() == expected
+    assert info.crc32 == zlib.crc32(expected)
+
+
+def test_what_was_written_early_and_never_had_its_turn_is_missed(tmp_path: Path) -> None:
+    memory = np.frombuffer(mmap.mmap(-1, 2 << 20), np.uint8)
+    url = str(tmp_path / "object")
+    writer = store_for(url).create(url, nbytes=len(memory) + 4096)
+    with writer:
+        writer.write(bytes(4096))
+        if not writer.write_early(memory, 4096):
+            pytest.skip("the file system takes no direct writes")
+        with pytest.raises(StorageError, match="4,096 bytes were written"):
+            writer.commit()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_copied_ranges_and_written_pieces_mix(tmp_path: Path) -> None:
     source = tmp_path / "source"
     content = random.Random(1).randbytes(500_000)
