@@ -61,7 +61,7 @@ class Lent:
 
 
 class ObjectWriter(ABC):
-    """Writes one object front to back. It appears under its name at `commit`, whole, or never.
+    """Writes one object front to back, or parts of it early. It appears under its name at `commit`, whole, or never.
 
     A context manager: leaving it without `commit` aborts and leaves nothing behind.
     """

@@ -21,6 +21,13 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_writer, "_DIRECT_FROM_BYTES", 1)
 
 
+def random_pages(seed: int) -> np.ndarray:
+    """Memory that begins on a page, as only mapped buffers do."""
+    memory = np.frombuffer(mmap.mmap(-1, 4 << 20), np.uint8)
+    memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory), np.uint8)
+    return memory
+
+
 @pytest.mark.parametrize("nbytes", [1, 4095, 4096, 65536, 65537, 1_000_003])
 def test_pieces_of_any_size_come_out_whole(tmp_path: Path, nbytes: int) -> None:
     rng = random.Random(nbytes)
@@ -43,10 +50,8 @@ def test_whole_blocks_go_straight_and_the_rest_by_way_of_buffers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Pieces anywhere in memory and of any length; of those that need no copy, the disk gets the very bytes."""
-    rng = random.Random(seed)
+    rng, memory = random.Random(seed), random_pages(seed)
     monkeypatch.setattr(direct_io, "_STRAIGHT_FROM_BYTES", 8192)
-    memory = np.frombuffer(mmap.mmap(-1, 4 << 20), np.uint8)
-    memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory), np.uint8)
     written: list[int] = []
     write = DirectAppender._write
 
@@ -86,10 +91,8 @@ def test_whole_blocks_written_before_their_turn_are_those_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """In any order, between others that have their turn; what is not whole blocks at a block's place is refused."""
-    rng = random.Random(seed)
+    rng, memory = random.Random(seed), random_pages(seed)
     monkeypatch.setattr(direct_io, "_STRAIGHT_FROM_BYTES", 8192)
-    memory = np.frombuffer(mmap.mmap(-1, 4 << 20), np.uint8)
-    memory[:] = np.random.default_rng(seed).integers(0, 256, len(memory), np.uint8)
     pieces: list[np.ndarray] = []
     positions: list[int] = []
     total = 0
