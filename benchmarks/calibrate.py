@@ -90,7 +90,7 @@ def job_of(name: str, count: int) -> Any:
 def merge_cost(name: str) -> tuple[float, float]:
     """CPU seconds per GB of input, and their spread, merging three models (or as many as the method takes)."""
     from raymerge.compute.operations import open_operations
-    from raymerge.merging.tensor import merge_held
+    from raymerge.merging.tensor import merge_held, whole
     from raymerge.methods import method
     from raymerge.planning.memory import BLOCK_ELEMENTS
 
@@ -99,7 +99,7 @@ def merge_cost(name: str) -> tuple[float, float]:
     raw = [noise(ELEMENTS[0] * ELEMENTS[1], index) for index, _ in enumerate(job.refs)]
     out = np.empty(job.output.nbytes, np.uint8)
     operations = open_operations()
-    seconds, spread = measured(lambda: merge_held(job, raw, out, operations, BLOCK_ELEMENTS))
+    seconds, spread = measured(lambda: merge_held(job, raw, whole(job, out), operations, BLOCK_ELEMENTS))
     return seconds / (sum(each.nbytes for each in raw) / GB), spread
 
 

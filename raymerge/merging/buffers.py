@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from raymerge.storage.linux import HUGE_PAGE_BYTES, map_huge_pages
+
 Bytes = Any  # a 1-D uint8 numpy array
 
 
@@ -46,15 +48,17 @@ def _c_library() -> Any:
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
-def _map_buffer(nbytes: int) -> Bytes:
+def _map_buffer(nbytes: int, *, is_lasting: bool) -> Bytes:
     """Fresh memory that goes back to the system when it is dropped.
 
     The C library would keep freed buffers of up to 32 MiB for itself, and a task's memory would creep above its budget.
     """
+    if is_lasting and nbytes >= HUGE_PAGE_BYTES:
+        return np.frombuffer(map_huge_pages(nbytes), dtype=np.uint8)
     if nbytes < _MAP_FROM_BYTES:
         return np.empty(nbytes, dtype=np.uint8)
-    # Private: memory that could be shared has slower page faults. No huge pages are asked for: buffers are used again,
-    # so their faults are few, and a guest that reports free memory to its host gets those back at 2 s per GB.
+    # Private: memory that could be shared has slower page faults. Huge pages are for a few buffers that are used again
+    # all the time: a guest that reports free memory to its host gets those back at 2 s per GB.
     return np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
 
 
@@ -117,10 +121,11 @@ class Account:
         with self._lock:
             self._trim(self._capacity - self._used)
 
-    def take(self, nbytes: int) -> Bytes:
+    def take(self, nbytes: int, *, is_lasting: bool = False) -> Bytes:
         """A buffer of exactly `nbytes`, which must have been acquired; one of that size is used again if there is one.
 
-        Fresh pages cost a sixth of a second per gigabyte; layers repeat the same few sizes.
+        Fresh pages cost a sixth of a second per gigabyte; layers repeat the same few sizes. `is_lasting` is said of
+        buffers that are used again throughout: they get the pages that are best to write to a disk.
         """
         with self._lock:
             self._taken += nbytes
@@ -128,7 +133,7 @@ class Account:
                 if self._idle[position].nbytes == nbytes:
                     return self._idle.pop(position)
             self._trim(self._capacity - self._taken)
-        return _map_buffer(nbytes)
+        return _map_buffer(nbytes, is_lasting=is_lasting)
 
     def take_elsewhere(self, nbytes: int) -> None:
         """Of what was acquired, so much is about to be used in memory that is no buffer of this account."""
@@ -144,8 +149,12 @@ class Account:
 
     def give(self, buffer: Bytes) -> None:
         """Hand a buffer back for another use, and release its bytes."""
+        self.put_back(buffer)
+        self.release(buffer.nbytes)
+
+    def put_back(self, buffer: Bytes) -> None:
+        """Hand a buffer back for another use; its bytes stay acquired."""
         with self._lock:
-            self._used -= buffer.nbytes
             self._taken -= buffer.nbytes
             self._idle.append(buffer)
             self._trim(self._capacity - self._taken)

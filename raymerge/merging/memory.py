@@ -11,7 +11,7 @@ from raymerge.compute.operations import open_operations
 from raymerge.dtypes import DType
 from raymerge.errors import ExecutionError, Problem
 from raymerge.merging.scan import read_held
-from raymerge.merging.tensor import merge_held
+from raymerge.merging.tensor import merge_held, whole
 from raymerge.planning.jobs import COPY
 from raymerge.planning.memory import BLOCK_ELEMENTS
 from raymerge.planning.nouns import Plan, TensorJob
@@ -52,7 +52,7 @@ def merged_tensors(
             out = raw[0]
             if job.method != COPY:
                 out = np.empty(job.output.nbytes, dtype=np.uint8)
-                count = merge_held(job, raw, out, operations, BLOCK_ELEMENTS)
+                count = merge_held(job, raw, whole(job, out), operations, BLOCK_ELEMENTS)
                 if count and fail_on_nonfinite:
                     raise ExecutionError(_not_finite(job, count))
             dtype = getattr(torch, _TORCH_NAMES[job.output.dtype])

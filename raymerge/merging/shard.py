@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from raymerge.merging.lending import LentWindows, lend_windows
 from raymerge.merging.nouns import ShardOptions
 from raymerge.merging.peak import reset_peak
 from raymerge.merging.receipts import receipt, with_checksum
+from raymerge.merging.results import Merged, Result, open_result
 from raymerge.merging.scan import Scanner, range_reads, streamed_windows, window_sizes
 from raymerge.merging.schedule import Batch, Chunk, Copy, EarlyStart, Run, Step, Stream, early_start, schedule
 from raymerge.merging.stopwatch import Stopwatch, TimedReaders
-from raymerge.merging.tensor import merge_held, merge_into, merge_tensor
+from raymerge.merging.tensor import merge_held, merge_tensor
 from raymerge.planning.copies import is_copied
 from raymerge.planning.header import shard_header
 from raymerge.planning.jobs import COPY
@@ -43,7 +44,6 @@ from raymerge.planning.memory import (
 )
 from raymerge.planning.nouns import ShardReceipt, ShardTask, TensorJob
 from raymerge.storage import CopyRange, ObjectWriter, is_local, join_url, store_for
-from raymerge.storage.crc32 import crc32
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,19 +85,6 @@ def run_shard(
     return replace(receipt(task, with_checksum(written), nonfinite, started), phase_seconds=run.watch.seconds())
 
 
-@dataclass(slots=True)
-class _Merged:
-    """Bytes that wait for their turn in the file: a merged tensor, or a chunk that is moved as it is.
-
-    `data` is None once they were written early.
-    """
-
-    data: Any
-    job: TensorJob | None = None
-    crc32: int | None = None
-    nonfinite: int = 0
-
-
 class _Run:
     """The steps of one shard: admitted in file order within the budget, read and merged on threads, written in order.
 
@@ -124,7 +111,7 @@ class _Run:
         self._account = Account(max(self._room, 0))
         self._moving_bytes = 0
         self._early: EarlyStart | None = None
-        self._begun: dict[int, list[Future[_Merged]]] = {}  # by the identity of steps that wait for their turn
+        self._begun: dict[int, list[Future[Merged]]] = {}  # by the identity of steps that wait for their turn
         self._lent: dict[int, LentWindows | None] = {}  # of the steps that wait for room
         self._block_elements = BLOCK_ELEMENTS
         self._operations: queue.SimpleQueue[Operations] = queue.SimpleQueue()
@@ -153,7 +140,7 @@ class _Run:
         waiting = deque(schedule(self._task.jobs, self._room, lambda job: is_copied(job, store)))
         if self._near:  # from a store the bytes decide how long a tensor takes, and they arrive in file order
             self._early = early_start(waiting, self._options.memory.threads)
-        flying: deque[Future[_Merged] | Copy] = deque()
+        flying: deque[Future[Merged] | Copy] = deque()
         nonfinite: dict[str, int] = {}
         while waiting or flying:
             self._raise_if_stopped()
@@ -166,7 +153,7 @@ class _Run:
             self._note(step.job, self._stream(step.job), nonfinite)
         return nonfinite
 
-    def _admit(self, waiting: deque[Step], flying: deque[Future[_Merged] | Copy]) -> None:
+    def _admit(self, waiting: deque[Step], flying: deque[Future[Merged] | Copy]) -> None:
         """Start the next steps as long as they fit beside those in flight; a stream waits until all of these are."""
         while waiting:
             self._begin_early(waiting)
@@ -201,13 +188,13 @@ class _Run:
         if begun or not before:
             self._early = None
 
-    def _wants_more(self, flying: Sequence[Future[_Merged] | Copy]) -> bool:
+    def _wants_more(self, flying: Sequence[Future[Merged] | Copy]) -> bool:
         if not self._near or self._account.in_use_bytes() <= _ENOUGH_AHEAD_BYTES:
             return True
         unmerged = sum(isinstance(each, Future) and not each.done() for each in flying)
         return unmerged <= self._options.memory.threads + _ENOUGH_AHEAD
 
-    def _begin(self, batch: Batch, beside_bytes: int = 0) -> list[Future[_Merged]]:
+    def _begin(self, batch: Batch, beside_bytes: int = 0) -> list[Future[Merged]]:
         """Start a batch if there is room for it, and would be for `beside_bytes`; else nothing."""
         windows = self._lent_windows(batch)
         needed = batch.held_bytes if windows is None else windows.nbytes + windows.job.output.nbytes
@@ -226,7 +213,7 @@ class _Run:
             self._lent[id(batch)] = lend_windows(batch.jobs[0], _LENT_WHOLE_BYTES) if is_large else None
         return self._lent[id(batch)]
 
-    def _begin_held(self, batch: Batch) -> list[Future[_Merged]]:
+    def _begin_held(self, batch: Batch) -> list[Future[Merged]]:
         """Start reading what a batch needs; each of its jobs merges when it is its turn and all of that is there."""
         held = Held(batch)
         for position, run in enumerate(batch.runs):
@@ -257,40 +244,44 @@ class _Run:
         if len(buffer):
             store_for(url).read_into(url, buffer, offset=offset, version=version)
 
-    def _move(self, source: CopyRange) -> _Merged:
+    def _move(self, source: CopyRange) -> Merged:
         data = self._account.take(source.nbytes)
         self._read(source.url, data, source.offset, source.version)
-        return _Merged(data)
+        return Merged(data)
 
-    def _merge(self, job: TensorJob, held: Held) -> _Merged:
+    def _merge(self, job: TensorJob, held: Held) -> Merged:
         held.wait()
         if self._failed:
             raise ExecutionError("stopped")
-        data = self._account.take(job.output.nbytes)
+        result = self._open_result(job)
         raw = [held.raw(ref) for ref in job.refs]
         if step_bytes(job):
             self._account.make_room()
         steps = open_steps(job.refs, held.raw)
         with self._computing() as operations:
-            nonfinite = merge_held(job, raw, data, operations, self._block_elements, steps=steps)
+            nonfinite = merge_held(job, raw, result.place, operations, self._block_elements, steps=steps)
+            merged = result.finish(nonfinite)
         held.confirm()
         del raw, steps
         self._account.release(step_bytes(job))
         if held.is_spent():
             held.give_back(self._account)
-        return _Merged(data, job, crc32(data), nonfinite)
+        return merged
 
-    def _merge_windows(self, windows: LentWindows) -> _Merged:
+    def _merge_windows(self, windows: LentWindows) -> Merged:
         if self._failed:
             raise ExecutionError("stopped")
         job = windows.job
-        data = self._account.take(job.output.nbytes)
+        result = self._open_result(job)
         with self._computing() as operations:
             scanner = Scanner(job, operations, self._block_elements, windows.scan)
-            nonfinite = merge_into(job, scanner, operations, data)
+            merged = result.finish(merge_tensor(job, scanner, operations, result.place))
         windows.confirm()
         self._account.give_elsewhere(windows.nbytes)
-        return _Merged(data, job, crc32(data), nonfinite)
+        return merged
+
+    def _open_result(self, job: TensorJob) -> Result:
+        return open_result(job, self._account, self._writer, self._starts[job.output.name])
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[Operations]:
@@ -302,7 +293,7 @@ class _Run:
         finally:
             self._operations.put(operations)
 
-    def _write(self, flying: deque[Future[_Merged] | Copy], nonfinite: dict[str, int]) -> None:
+    def _write(self, flying: deque[Future[Merged] | Copy], nonfinite: dict[str, int]) -> None:
         """Wait for something to be done and write it if it may be: one tensor, so that others begin meanwhile."""
         first = flying[0]
         if isinstance(first, Copy):
@@ -310,37 +301,38 @@ class _Run:
                 self._writer.copy(each)
             flying.popleft()
             return
-        if not first.done() and not self._write_early(flying):
+        if not first.done() and not self._settle_early(flying):
             wait([each for each in flying if isinstance(each, Future) and not each.done()], return_when=FIRST_COMPLETED)
         if first.done():
             flying.popleft()
             self._write_merged(first.result(), nonfinite)
 
-    def _write_early(self, flying: Iterable[Future[_Merged] | Copy]) -> bool:
-        """Write one tensor that has been merged before its turn, so that neither disk nor memory waits for that."""
+    def _settle_early(self, flying: Iterable[Future[Merged] | Copy]) -> bool:
+        """Wait until one tensor that has been merged before its turn is written, so that its memory is free."""
         for each in flying:
-            if not isinstance(each, Future) or not each.done():
-                continue
-            merged = each.result()
-            if merged.job is None or merged.data is None:
-                continue
-            with self.watch.timing("write"):
-                is_written = self._writer.write_early(merged.data, self._starts[merged.job.output.name])
-            if is_written:
-                self._account.give(merged.data)
-                merged.data = None
+            if isinstance(each, Future) and each.done() and each.result().writing:
+                self._settle(each.result())
                 return True
         return False
 
-    def _write_merged(self, merged: _Merged, nonfinite: dict[str, int]) -> None:
-        if merged.data is None:
-            assert merged.job is not None
-            assert merged.crc32 is not None
-            self._writer.pass_over(merged.job.output.nbytes, crc32=merged.crc32)
-        else:
-            with self.watch.timing("write"):
+    def _settle(self, merged: Merged) -> None:
+        with self.watch.timing("write"):
+            for written, buffer in merged.writing:
+                written.result()
+                self._account.give(buffer)
+        merged.writing = ()
+
+    def _write_merged(self, merged: Merged, nonfinite: dict[str, int]) -> None:
+        self._settle(merged)
+        with self.watch.timing("write"):
+            if merged.early_bytes:
+                assert merged.crc32 is not None
+                self._writer.write(merged.data)
+                self._writer.pass_over(merged.early_bytes, crc32=merged.crc32)
+                self._writer.write(merged.rest)
+            else:
                 self._writer.write(merged.data, crc32=merged.crc32)
-            self._account.give(merged.data)
+                self._account.give(merged.data)
         if merged.job is None:
             self._moving_bytes -= len(merged.data)
         else:

@@ -17,36 +17,35 @@ from raymerge.methods.inputs import Inputs
 from raymerge.planning.nouns import TensorJob
 
 Bytes = Any  # a 1-D uint8 numpy array
+Place = Callable[[int, int], Bytes]
+"""Gives the bytes that elements [start, end) of the output are written to; they are asked for in element order."""
 
 
 def merge_held(
     job: TensorJob,
     raw: Sequence[Bytes],
-    out: Bytes,
+    place: Place,
     operations: Operations,
     block_elements: int,
     *,
     steps: Sequence[OpenedSteps | None] = (),
 ) -> int:
-    """Merge inputs that lie in memory whole into `out`; returns how many results are not finite.
+    """Merge inputs that lie in memory whole; returns how many results are not finite.
 
     `steps` are those of the inputs, opened; where not given, they are opened when they are needed.
     """
     scanner = Scanner(job, operations, block_elements, lambda _rows: held_windows(job, raw), steps=steps)
-    return merge_into(job, scanner, operations, out)
+    return merge_tensor(job, scanner, operations, place)
 
 
-def merge_into(job: TensorJob, scanner: Scanner, operations: Operations, out: Bytes) -> int:
-    """Merge what `scanner` reads into `out`; returns how many results are not finite."""
+def whole(job: TensorJob, out: Bytes) -> Place:
+    """The places of a job's output in memory that holds all of it."""
     width = job.output.dtype.bits // 8
-    return merge_tensor(job, scanner, operations, lambda start, end: out[start * width : end * width])
+    return lambda start, end: out[start * width : end * width]
 
 
-def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]) -> int:
-    """Merge; `place(start, end)` gives the bytes that elements [start, end) of the output are written to.
-
-    Returns how many results are not finite. Blocks are combined in element order.
-    """
+def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place: Place) -> int:
+    """Merge what `scanner` reads; returns how many results are not finite. Blocks are combined in element order."""
     if job.output.element_count == 0:
         return 0
     method = find_method(job.method)
@@ -60,9 +59,7 @@ def merge_tensor(job: TensorJob, scanner: Scanner, operations: Operations, place
         raise told from error
 
 
-def _merge(
-    method: Method, job: TensorJob, scanner: Scanner, operations: Operations, place: Callable[[int, int], Bytes]
-) -> int:
+def _merge(method: Method, job: TensorJob, scanner: Scanner, operations: Operations, place: Place) -> int:
     combine = method.merge(_inputs(job, scanner, operations))
     nonfinite = 0
     dtype = job.output.dtype

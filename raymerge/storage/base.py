@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -66,19 +67,22 @@ class ObjectWriter(ABC):
     A context manager: leaving it without `commit` aborts and leaves nothing behind.
     """
 
+    early_block: int = 0
+    """What is written early begins and ends at multiples of so many bytes, of the object and of memory; 0: nothing."""
+
     @abstractmethod
     def write(self, data: Buffer, *, crc32: int | None = None) -> None:
         """Append `data`. `crc32` is its checksum, if the caller has it already. The buffer may be reused on return."""
 
-    def write_early(self, data: Buffer, position: int) -> bool:  # noqa: ARG002 (writers that can)
-        """Write what is to lie at `position`, though its turn has not come; False where it must wait for that.
+    def write_early(self, data: Buffer, position: int) -> Future[None]:
+        """Begin to write what is to lie at `position`, whether or not its turn has come; any thread may.
 
-        Its turn is taken by `pass_over`.
+        `data` must stay as it is until that is done. Its turn is taken by `pass_over`.
         """
-        return False
+        raise NotImplementedError("nothing is written early")
 
     def pass_over(self, nbytes: int, *, crc32: int) -> None:
-        """Count so many bytes, which were written early, as appended; `crc32` is their checksum."""
+        """Count so many bytes, which have been written early, as appended; `crc32` is their checksum."""
         raise NotImplementedError("nothing is written early")
 
     @abstractmethod

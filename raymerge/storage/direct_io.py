@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 16 << 20
 BUFFER_COUNT = 2  # one fills while the other is on its way to the disk
-_ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
+_THREADS = 2  # one prepares a write while the disk is busy with the other's
+ALIGNMENT = 4096  # of addresses, offsets and lengths, which the strictest common disks ask for
 _STRAIGHT_FROM_BYTES = 1 << 20  # as merging/buffers.py maps: less seldom lies on whole blocks, and every write waits
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectAppender:
-    """Writes from a thread of its own, from the start of the file: buffers that it fills, or whole blocks.
+    """Writes from threads of its own, from the start of the file: buffers that it fills, or whole blocks.
 
     Whole blocks may be written before their turn, at a known place.
     """
@@ -42,7 +44,7 @@ class DirectAppender:
         self._current = 0
         self._filled = 0
         self._offset = 0  # of the current buffer in the file
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raymerge-disk")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="raymerge-disk")
 
     def room(self) -> memoryview:
         """The free part of the current buffer, never empty: fill some of it, then `advance`."""
@@ -71,12 +73,9 @@ class DirectAppender:
             self.advance(count)
             done += count
 
-    def write_early(self, view: memoryview, offset: int) -> bool:
-        """Write whole blocks to where they belong, before what lies between; False where they are not such."""
-        if len(view) % _ALIGNMENT or offset % _ALIGNMENT or not _lies_on_blocks(view):
-            return False
-        self._thread.submit(self._write, view, offset).result()
-        return True
+    def submit(self, write: Callable[[], None]) -> Future[None]:
+        """Have something written that calls `write_at`."""
+        return self._threads.submit(write)
 
     def pass_over(self, nbytes: int) -> None:
         """Go on behind what was written early at the present end."""
@@ -85,20 +84,20 @@ class DirectAppender:
         self._offset += nbytes
 
     def _straight_bytes(self, view: memoryview) -> int:
-        if self._filled % _ALIGNMENT or not _lies_on_blocks(view):
+        if self._filled % ALIGNMENT or not _lies_on_blocks(view):
             return 0
-        return len(view) // _ALIGNMENT * _ALIGNMENT
+        return len(view) // ALIGNMENT * ALIGNMENT
 
     def _write_straight(self, view: memoryview) -> None:
         if self._filled:
             self._send()
-        self._thread.submit(self._write, view, self._offset).result()
+        self._threads.submit(self.write_at, view, self._offset).result()
         self._offset += len(view)
 
     def _send(self) -> None:
         """Let what the current buffer holds be written, and go on with the next one once it is free."""
         view = self._buffers[self._current][: self._filled]
-        self._writing[self._current] = self._thread.submit(self._write, view, self._offset)
+        self._writing[self._current] = self._threads.submit(self.write_at, view, self._offset)
         self._offset += self._filled
         self._filled = 0
         self._current = (self._current + 1) % BUFFER_COUNT
@@ -108,31 +107,32 @@ class DirectAppender:
         """Write what is left; the last bytes, which fill no block, go through the page cache."""
         for index in range(BUFFER_COUNT):
             self._wait(index)
-        whole = self._filled // _ALIGNMENT * _ALIGNMENT
-        self._write(self._buffers[self._current][:whole], self._offset)
+        whole = self._filled // ALIGNMENT * ALIGNMENT
+        self.write_at(self._buffers[self._current][:whole], self._offset)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags)
-        self._write(self._buffers[self._current][whole : self._filled], self._offset + whole)
+        self.write_at(self._buffers[self._current][whole : self._filled], self._offset + whole)
         self.close()
 
     def close(self) -> None:
         """Stop; what was not finished is lost. Harmless when called twice."""
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     def _wait(self, index: int) -> None:
         writing, self._writing[index] = self._writing[index], None
         if writing is not None:
             writing.result()
 
-    def _write(self, view: memoryview, offset: int) -> None:
+    def write_at(self, view: memoryview, offset: int) -> None:
+        """Write whole blocks to where they belong, now."""
         done = 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done:], offset + done)
-            if done % _ALIGNMENT:  # the disk is full, or nearly: the rest says so in the ordinary way
+            if done % ALIGNMENT:  # the disk is full, or nearly: the rest says so in the ordinary way
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._flags)
 
 
 def _lies_on_blocks(view: memoryview) -> bool:
-    return len(view) >= _STRAIGHT_FROM_BYTES and _array(view).ctypes.data % _ALIGNMENT == 0
+    return len(view) >= _STRAIGHT_FROM_BYTES and _array(view).ctypes.data % ALIGNMENT == 0
 
 
 def _array(view: memoryview) -> NDArray[np.uint8]:

@@ -10,13 +10,15 @@ import re
 import secrets
 import socket
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raymerge.errors import Problem, StorageError, TransientStorageError
 from raymerge.storage.base import CopyRange, ObjectInfo, ObjectWriter
 from raymerge.storage.crc32 import crc32, crc32_combine
-from raymerge.storage.direct_io import BUFFER_BYTES, BUFFER_COUNT, DirectAppender
+from raymerge.storage.direct_io import ALIGNMENT, BUFFER_BYTES, BUFFER_COUNT, DirectAppender
 from raymerge.storage.linux import allocate, start_writeback
 from raymerge.storage.local_files import check_version, file_info, open_file, translated
 from raymerge.storage.traffic import count as count_traffic
@@ -99,13 +101,21 @@ class LocalWriter(ObjectWriter):
             self._check_room(len(view))
             self._append(view, checksum=crc32)
 
-    def write_early(self, data: Buffer, position: int) -> bool:
-        direct = self._direct
-        with memoryview(data).cast("B") as view, self._translated():
-            if direct is None or position + len(view) > self._nbytes or not direct.write_early(view, position):
-                return False
-            count_traffic(written_bytes=len(view))
-        return True
+    @property
+    def early_block(self) -> int:  # type: ignore[override]
+        return ALIGNMENT if self._direct is not None else 0
+
+    def write_early(self, data: Buffer, position: int) -> Future[None]:
+        assert self._direct is not None
+        view = memoryview(data).cast("B")
+        self._check_end(position + len(view))
+        return self._direct.submit(partial(self._write_early, view, position))
+
+    def _write_early(self, view: memoryview, position: int) -> None:
+        assert self._direct is not None
+        with self._translated():
+            self._direct.write_at(view, position)
+        count_traffic(written_bytes=len(view))
 
     def pass_over(self, nbytes: int, *, crc32: int) -> None:
         assert self._direct is not None
@@ -174,12 +184,12 @@ class LocalWriter(ObjectWriter):
             ) from error
 
     def _check_room(self, nbytes: int) -> None:
-        if self._position + nbytes > self._nbytes:
+        self._check_end(self._position + nbytes)
+
+    def _check_end(self, end: int) -> None:
+        if end > self._nbytes:
             raise StorageError(
-                Problem(
-                    subject=self._url,
-                    message=f"{self._position + nbytes:,} bytes were written, {self._nbytes:,} were announced",
-                )
+                Problem(subject=self._url, message=f"{end:,} bytes were written, {self._nbytes:,} were announced")
             )
 
     def _append(self, view: memoryview, *, checksum: int | None = None) -> None:

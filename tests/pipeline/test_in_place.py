@@ -11,7 +11,7 @@ from method_harness import bf16_models, encode_bf16
 from raymerge.checkpoint.nouns import SourceFile, TensorRef, TensorSpec
 from raymerge.compute import open_operations
 from raymerge.dtypes import DType
-from raymerge.merging.tensor import merge_held
+from raymerge.merging.tensor import merge_held, whole
 from raymerge.methods import Base, all_methods, method
 from raymerge.planning.memory import BLOCK_ELEMENTS
 from raymerge.planning.nouns import JobInput, TensorJob
@@ -50,17 +50,17 @@ def test_no_floats_as_many_as_a_long_block_has(name: str) -> None:
     models, base = bf16_models(2, SHAPE)
     stored = [encode_bf16(each).reshape(-1).view(np.uint8) for each in (base, *models)][: len(job.refs)]
     out = np.empty(2 * COUNT, np.uint8)
-    merge_held(job, stored, out, operations, BLOCK_ELEMENTS)  # compiles
+    merge_held(job, stored, whole(job, out), operations, BLOCK_ELEMENTS)  # compiles
     expected = out.tobytes()
     tracemalloc.start()
     try:
-        merge_held(job, stored, out, operations, BLOCK_ELEMENTS)
+        merge_held(job, stored, whole(job, out), operations, BLOCK_ELEMENTS)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 4 * COUNT
     for device, block in (("cpu", BLOCK_ELEMENTS // 8), ("torch:cpu", BLOCK_ELEMENTS)):
-        merge_held(job, stored, out, open_operations(device), block)
+        merge_held(job, stored, whole(job, out), open_operations(device), block)
         assert out.tobytes() == expected
 
 

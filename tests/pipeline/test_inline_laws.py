@@ -1,13 +1,13 @@
 """Whatever the schedule, the same bytes; whatever the shard size, the same tensors; nothing half-written or lost."""
 
 import json
-import mmap
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from page_cache import need_lending
 
 import raymerge
 from raymerge.errors import ChangedError, ExecutionError, PlanError
-from raymerge.merging import buffers, shard
+from raymerge.merging import buffers, results, shard
 from raymerge.output.verify import verify
-from raymerge.storage import direct_io, local_writer
+from raymerge.storage import local_writer
 from raymerge.storage.local import LocalStore
 
 METHODS = ("ties", "dare_ties", "task_arithmetic", "della")
@@ -316,23 +316,20 @@ def test_what_is_merged_before_its_turn_is_written_at_once(
     config = two_tune_recipe(models)
     merge(config, tmp_path / "in turn", task_cpus=1, out_shard_size="1GB")
     monkeypatch.setattr(local_writer, "_DIRECT_FROM_BYTES", 1)
-    monkeypatch.setattr(direct_io, "_STRAIGHT_FROM_BYTES", 4096)
+    monkeypatch.setattr(results, "_LEAST_PART_BYTES", 8192)
     monkeypatch.setattr(buffers, "_MAP_FROM_BYTES", 1)  # so that all of them lie on whole pages
-    probe = LocalStore().create(str(tmp_path / "probe"), nbytes=8192)
-    takes_some = probe.write_early(np.frombuffer(mmap.mmap(-1, 4096), np.uint8), 4096)
-    probe.abort()
-    if not takes_some:
-        pytest.skip("the file system takes no direct writes")
+    with LocalStore().create(str(tmp_path / "probe"), nbytes=8192) as probe:
+        if not probe.early_block:
+            pytest.skip("the file system takes no direct writes")
     early: list[int] = []
     enough = threading.Event()
     write_early, merge_held = local_writer.LocalWriter.write_early, shard.merge_held
 
-    def watched(self: local_writer.LocalWriter, data: Any, position: int) -> bool:
-        is_written = write_early(self, data, position)
-        early.extend([position] if is_written else [])
+    def watched(self: local_writer.LocalWriter, data: Any, position: int) -> Future[None]:
+        early.append(position)
         if len(early) == 3:
             enough.set()
-        return is_written
+        return write_early(self, data, position)
 
     def held_up(job: Any, *args: Any, **options: Any) -> int:
         if job.output.name == "model.embed_tokens.weight":
