@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COPY_BLOCK_BYTES = 4 << 20  # read back for the checksum while it still lies in the cache
 WRITEBACK_BYTES = 16 << 20
 _RESERVE_FROM_BYTES = 1 << 20  # smaller files fit whenever anything fits
-_DIRECT_FROM_BYTES = 2 * BUFFER_BYTES
+_DIRECT_FROM_BYTES = 32 << 20
 _STALE_SECONDS = 24 * 3600
 _NO_RANGE_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 

@@ -14,6 +14,7 @@ import pytest
 from raymerge.errors import StorageError
 from raymerge.storage import CopyRange, direct_io, local_writer, store_for
 from raymerge.storage.direct_io import DirectAppender
+from raymerge.storage.linux import HUGE_PAGE_BYTES, map_huge_pages
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,14 @@ def test_what_was_written_early_and_never_had_its_turn_is_missed(tmp_path: Path)
         with pytest.raises(StorageError, match="4,096 bytes were written"):
             writer.commit()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, 5 << 20])
+def test_huge_pages_are_asked_for_where_they_can_lie(nbytes: int) -> None:
+    memory = map_huge_pages(nbytes)
+    assert len(memory) == nbytes
+    assert np.frombuffer(memory, np.uint8).ctypes.data % HUGE_PAGE_BYTES == 0
+    memory[0], memory[-1] = 1, 2
 
 
 def test_copied_ranges_and_written_pieces_mix(tmp_path: Path) -> None:
