@@ -108,6 +108,19 @@ prefetch_near: Any = _prefetching(writing=0, level=1)
 prefetch_to_write: Any = _prefetching(writing=1, level=2)
 
 
+def _plus_exact_product(_context: Any, _z: Any, _x: Any, _y: Any) -> Any:
+    """A sum z + x y in float64, where x y has at most 53 bits: that it may be rounded only once changes nothing."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        z, x, y = arguments
+        return builder.fadd(z, builder.fmul(x, y, flags=("contract",)), flags=("contract",))
+
+    return types.float64(types.float64, types.float64, types.float64), generate
+
+
+plus_exact_product: Any = intrinsic(_plus_exact_product)
+
+
 def _float_of_bits(_context: Any, _bits: Any) -> Any:
     signature = types.float32(types.uint32)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 # isort: off
 # First, because it settles where numba keeps compiled kernels.
-from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, pointer
+from raymerge.compute.jit import TILE, aligned, carray, element, hold, jit, lent, plus_exact_product, pointer
 # isort: on
 
 import numpy as np
@@ -254,22 +254,41 @@ def _add_products(lanes: Any, a: Any, b: Any) -> None:
             lanes[j] += a[s + j] * b[s + j]
 
 
+def _plus_product(z: Any, x: Any, y: Any, a: Any) -> Any:
+    """The sum z + x y in float64, x and y being elements of arrays like `a`. For kernels."""
+    raise NotImplementedError("compiled code only")
+
+
+def _plus_product_of(z, x, y, a):  # type: ignore[no-untyped-def]  # noqa: ARG001  numba compares signatures
+    if a.dtype == types.float64:
+        return lambda z, x, y, a: z + x * y  # noqa: ARG005
+    return lambda z, x, y, a: plus_exact_product(z, x, y)  # noqa: ARG005  24 bits each at most
+
+
+overload(_plus_product)(_plus_product_of)
+
+
 @jit
 def _add_products_of_two(first: Any, mixed: Any, second: Any, a: Any, b: Any) -> None:
     """Add a[j]^2, a[j] b[j] and b[j]^2 to lane j % 64 of each, as _add_products does."""
     n = a.size
-    whole = n // LANES * LANES
-    for s in range(0, whole, LANES):
+    four = n // (4 * LANES) * (4 * LANES)
+    for s in range(0, four, 4 * LANES):
         for j in range(LANES):
+            xx, xy, yy = first[j], mixed[j], second[j]
+            for step in range(4):
+                x = np.float64(element(a, s + step * LANES + j))
+                y = np.float64(element(b, s + step * LANES + j))
+                xx = _plus_product(xx, x, x, a)
+                xy = _plus_product(xy, x, y, a)
+                yy = _plus_product(yy, y, y, a)
+            first[j], mixed[j], second[j] = xx, xy, yy
+    for s in range(four, n, LANES):
+        for j in range(min(LANES, n - s)):
             x, y = np.float64(element(a, s + j)), np.float64(element(b, s + j))
             first[j] += x * x
-            mixed[j] += y * x
+            mixed[j] += x * y
             second[j] += y * y
-    for j in range(n - whole):
-        x, y = np.float64(element(a, whole + j)), np.float64(element(b, whole + j))
-        first[j] += x * x
-        mixed[j] += y * x
-        second[j] += y * y
 
 
 @jit
