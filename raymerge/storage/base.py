@@ -67,8 +67,10 @@ class ObjectWriter(ABC):
     A context manager: leaving it without `commit` aborts and leaves nothing behind.
     """
 
-    early_block: int = 0
-    """What is written early begins and ends at multiples of so many bytes, of the object and of memory; 0: nothing."""
+    @property
+    def early_block(self) -> int:
+        """What is written early lies on blocks of so many bytes, in the object and in memory; 0: nothing is."""
+        return 0
 
     @abstractmethod
     def write(self, data: Buffer, *, crc32: int | None = None) -> None:

@@ -102,7 +102,7 @@ class LocalWriter(ObjectWriter):
             self._append(view, checksum=crc32)
 
     @property
-    def early_block(self) -> int:  # type: ignore[override]
+    def early_block(self) -> int:
         return ALIGNMENT if self._direct is not None else 0
 
     def write_early(self, data: Buffer, position: int) -> Future[None]:
