@@ -53,7 +53,7 @@ def _map_buffer(nbytes: int, *, is_lasting: bool) -> Bytes:
 
     The C library would keep freed buffers of up to 32 MiB for itself, and a task's memory would creep above its budget.
     """
-    if is_lasting and nbytes >= HUGE_PAGE_BYTES:
+    if is_lasting and nbytes and nbytes % HUGE_PAGE_BYTES == 0:  # else the last one would take more than was asked for
         return np.frombuffer(map_huge_pages(nbytes), dtype=np.uint8)
     if nbytes < _MAP_FROM_BYTES:
         return np.empty(nbytes, dtype=np.uint8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raymerge.merging.buffers import Account
+from raymerge.merging.stopwatch import Stopwatch
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import ObjectWriter
 from raymerge.storage.crc32 import crc32, crc32_combine
@@ -50,10 +51,13 @@ class Result(Protocol):
         """What is to be written once all elements are there."""
 
 
-def open_result(job: TensorJob, account: Account, writer: ObjectWriter, position: int) -> Result:
-    """Where a tensor is merged to that begins at `position` of the file; the bytes of its output must be acquired."""
+def open_result(job: TensorJob, account: Account, writer: ObjectWriter, position: int, watch: Stopwatch) -> Result:
+    """Where a tensor is merged to that begins at `position` of the file; the bytes of its output must be acquired.
+
+    Of what `watch` counts as computing, waiting for the disk is writing.
+    """
     if writer.early_block and job.output.nbytes >= _LEAST_PART_BYTES:
-        return _Parts(job, account, writer, position)
+        return _Parts(job, account, writer, position, watch)
     return _Whole(job, account)
 
 
@@ -78,10 +82,11 @@ class _Parts:
     All places are the file's. Buffers begin at a block's, so that what they hold lies on blocks where the file's does.
     """
 
-    def __init__(self, job: TensorJob, account: Account, writer: ObjectWriter, position: int) -> None:
+    def __init__(self, job: TensorJob, account: Account, writer: ObjectWriter, position: int, watch: Stopwatch) -> None:
         self._job = job
         self._account = account
         self._writer = writer
+        self._watch = watch
         self._block = writer.early_block
         self._width = job.output.dtype.bits // 8
         self._position = position
@@ -123,7 +128,8 @@ class _Parts:
         size = next((size for size in sizes if needed <= size), needed)
         while self._writing and (len(self._writing) >= _PARTS or self._writing_bytes + size > nbytes):
             written, buffer = self._writing.popleft()
-            written.result()
+            with self._watch.timing("write", within="compute"):
+                written.result()
             self._account.put_back(buffer)
         return self._account.take(size, is_lasting=True)
 

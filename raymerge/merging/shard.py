@@ -281,7 +281,7 @@ class _Run:
         return merged
 
     def _open_result(self, job: TensorJob) -> Result:
-        return open_result(job, self._account, self._writer, self._starts[job.output.name])
+        return open_result(job, self._account, self._writer, self._starts[job.output.name], self.watch)
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[Operations]:

@@ -20,13 +20,17 @@ class Stopwatch:
         self._seconds: dict[Phase, float] = {"read": 0.0, "compute": 0.0, "write": 0.0}
 
     @contextmanager
-    def timing(self, phase: Phase) -> Iterator[None]:
+    def timing(self, phase: Phase, *, within: Phase | None = None) -> Iterator[None]:
+        """Count what is done as `phase`, and not as the phase that this thread is in already."""
         started = time.monotonic()
         try:
             yield
         finally:
+            passed = time.monotonic() - started
             with self._lock:
-                self._seconds[phase] += time.monotonic() - started
+                self._seconds[phase] += passed
+                if within is not None:
+                    self._seconds[within] -= passed
 
     def seconds(self) -> tuple[tuple[str, float], ...]:
         with self._lock:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 import zlib
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from raymerge.errors import StorageError
 from raymerge.merging import buffers, results
 from raymerge.merging.buffers import Account, drop_idle_buffers
 from raymerge.merging.results import Merged, open_result
+from raymerge.merging.stopwatch import Stopwatch
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import direct_io, local_writer, store_for
 from raymerge.storage.base import ObjectWriter
+from raymerge.storage.linux import HUGE_PAGE_BYTES, map_huge_pages
 
 BLOCK = 4096
 DTYPES = (DType.BF16, DType.F32, DType.F8_E4M3)
@@ -80,7 +84,7 @@ def test_parts_come_out_as_the_whole(tmp_path: Path, seed: int) -> None:
         for i in rng.sample(range(len(sizes)), len(sizes)):
             job, width = job_of(sizes[i], dtypes[i]), dtypes[i].bits // 8
             assert account.try_acquire(sizes[i])
-            result = open_result(job, account, writer, starts[i])
+            result = open_result(job, account, writer, starts[i], Stopwatch())
             count, longest = sizes[i] // width, rng.choice([700, 9000, 100_000])
             cuts = sorted({0, count, *(rng.randrange(count) for _ in range(count // longest))})
             for first, last in pairwise(cuts):
@@ -104,7 +108,7 @@ def test_few_buffers_are_filled_again_and_again(tmp_path: Path) -> None:
         if not writer.early_block:
             pytest.skip("the file system takes no direct writes")
         assert account.try_acquire(nbytes)
-        result = open_result(job_of(nbytes, DType.BF16), account, writer, 0)
+        result = open_result(job_of(nbytes, DType.BF16), account, writer, 0, Stopwatch())
         for start in range(0, nbytes // 2, BLOCK):
             place = result.place(start, start + BLOCK)
             place[:] = 1
@@ -124,7 +128,7 @@ def test_a_part_that_cannot_be_written_fails_the_tensor(tmp_path: Path, monkeypa
         if not writer.early_block:
             pytest.skip("the file system takes no direct writes")
         monkeypatch.setattr(direct_io.DirectAppender, "write_at", fail)
-        result = open_result(job_of(nbytes, DType.BF16), account, writer, 0)
+        result = open_result(job_of(nbytes, DType.BF16), account, writer, 0, Stopwatch())
 
         def fill() -> None:
             for start in range(0, nbytes // 2, BLOCK):
@@ -133,3 +137,47 @@ def test_a_part_that_cannot_be_written_fails_the_tensor(tmp_path: Path, monkeypa
         with pytest.raises(StorageError, match="Input/output"):
             fill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_waiting_for_the_disk_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_at = direct_io.DirectAppender.write_at
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.03)
+        write_at(*arguments)
+
+    nbytes, account, watch = 160 * BLOCK, Account(1 << 30), Stopwatch()
+    url = str(tmp_path / "object")
+    with store_for(url).create(url, nbytes=nbytes) as writer:
+        if not writer.early_block:
+            pytest.skip("the file system takes no direct writes")
+        monkeypatch.setattr(direct_io.DirectAppender, "write_at", slow)
+        result = open_result(job_of(nbytes, DType.BF16), account, writer, 0, watch)
+        with watch.timing("compute"):
+            for start in range(0, nbytes // 2, BLOCK):
+                result.place(start, start + BLOCK)
+        result.finish(0)
+    seconds = dict(watch.seconds())
+    assert seconds["write"] > 0.06
+    assert seconds["compute"] < seconds["write"] / 2
+
+
+@pytest.mark.parametrize("position", [0, 100])
+def test_no_buffer_has_more_pages_than_were_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    """A part that begins within a block, and so ends behind a huge page, would have one more of those."""
+    monkeypatch.setattr(results, "PART_BYTES", HUGE_PAGE_BYTES)
+    mapped: list[int] = []
+    monkeypatch.setattr(buffers, "map_huge_pages", lambda nbytes: [mapped.append(nbytes), map_huge_pages(nbytes)][1])
+    nbytes, account = 5 * HUGE_PAGE_BYTES, Account(1 << 30)
+    url = str(tmp_path / "object")
+    with store_for(url).create(url, nbytes=position + nbytes) as writer:
+        if not writer.early_block:
+            pytest.skip("the file system takes no direct writes")
+        result = open_result(job_of(nbytes, DType.BF16), account, writer, position, Stopwatch())
+        for start in range(0, nbytes // 2, HUGE_PAGE_BYTES // 2):
+            result.place(start, start + HUGE_PAGE_BYTES // 2)
+        result.finish(0)
+    assert all(each % HUGE_PAGE_BYTES == 0 for each in mapped)
+    assert bool(mapped) == (position == 0)
