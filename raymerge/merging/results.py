@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 from raymerge.merging.buffers import Account
 from raymerge.merging.stopwatch import Stopwatch
+from raymerge.merging.tensor import whole
 from raymerge.planning.nouns import TensorJob
 from raymerge.storage import ObjectWriter
 from raymerge.storage.crc32 import crc32, crc32_combine
 
 Bytes = Any  # a 1-D uint8 numpy array
 
-# What was just merged is summed while it lies in a cache, the disk begins at once, and the same few buffers are filled
-# again and again. Smaller parts cost more calls than they win, larger ones leave the cache.
+# The disk begins at once, and the same few buffers are filled again and again. With parts of 2 MiB a slerp of two 1.1B
+# models took 4% longer; larger ones hold more memory.
 PART_BYTES = 4 << 20
 _LEAST_PART_BYTES = 1 << 20  # smaller tensors are cheaper written together, in their turn
 _PARTS = 3  # of a tensor that may be on their way to the disk, beside the one that fills
@@ -66,11 +67,11 @@ class _Whole:
 
     def __init__(self, job: TensorJob, account: Account) -> None:
         self._job = job
-        self._width = job.output.dtype.bits // 8
         self._data = account.take(job.output.nbytes)
+        self._place = whole(job, self._data)
 
     def place(self, start: int, end: int) -> Bytes:
-        return self._data[start * self._width : end * self._width]
+        return self._place(start, end)
 
     def finish(self, nonfinite: int) -> Merged:
         return Merged(self._data, self._job, crc32(self._data), nonfinite)
@@ -137,13 +138,13 @@ class _Parts:
         """Have the whole blocks in the buffer written; returns what is left of it."""
         buffer, filled = self._buffer, self._end - self._start
         lead = max(0, self._position - self._start)  # before the tensor, in the block that it begins in
-        first, whole = self._block if lead else 0, filled // self._block * self._block
-        rest = buffer[whole:filled].copy()
+        first, last = self._block if lead else 0, filled // self._block * self._block
+        rest = buffer[last:filled].copy()
         if lead:
             self._head = buffer[lead:first].tobytes()
-        part = buffer[first:whole]
+        part = buffer[first:last]
         self._crc32 = crc32_combine(self._crc32, crc32(part), len(part))
         self._early_bytes += len(part)
         self._writing.append((self._writer.write_early(part, self._start + first), buffer))
-        self._start += whole
+        self._start += last
         return rest

@@ -88,8 +88,9 @@ def run_shard(
 class _Run:
     """The steps of one shard: admitted in file order within the budget, read and merged on threads, written in order.
 
-    Reads begin as soon as there is room for them, so that the next tensors arrive while others merge. What is merged
-    before its turn is written at once where the writer can; `start` is where the first tensor begins in the file.
+    Reads begin as soon as there is room for them, so that the next tensors arrive while others merge. Where the writer
+    can, large tensors are written while they merge, whosever turn it is; `start` is where the first one begins in the
+    file.
     """
 
     def __init__(
